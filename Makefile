@@ -1,0 +1,78 @@
+# The developer's and CI's commands. `make demo`, `make test` and `make check` set up .venv by themselves: a machine with
+# Python >= 3.11, make and a C/C++ compiler is enough.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(firstword $(foreach name,python3.11 python3.12 python3.13 python3.14 python3,\
+	$(shell command -v $(name) >/dev/null 2>&1 \
+	&& $(name) -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1 && echo $(name))))
+CC ?= cc
+CXX ?= c++
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
+RUNS ?= runs
+RECIPE ?= recipes/digits.toml
+
+# Two test processes, of one thread each (tests/conftest.py): the tests are many and small, so processes use two cores
+# better than threads do. `make test JOBS=8` on a larger machine.
+JOBS ?= 2
+TESTS ?=
+PYTEST = $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal $(TESTS)
+
+C_SOURCES := $(wildcard src/lilliput/runtime/*.cpp src/lilliput/runtime/c/*.c src/lilliput/runtime/c/*.h)
+STAMP := $(VENV)/.installed
+
+.PHONY: help build demo test check format lock clean
+
+help:
+	@echo 'make demo    train, prune, quantize, export, run and report on the digits ($(RUNS)/)'
+	@echo 'make test    all tests          (make test TESTS=tests/runtime: only some)'
+	@echo 'make check   format, lint, types, import layers, then all tests: what CI runs'
+	@echo 'make format  rewrite the sources in the project format'
+	@echo 'make build   only set up $(VENV) and build the C runtime'
+	@echo 'make lock    write requirements.lock from what $(VENV) has installed'
+	@echo 'make clean   remove what the build and the tests left (not $(RUNS)/)'
+
+build: $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/lil run $(RECIPE) --out $(RUNS)
+
+test: $(STAMP)
+	$(PYTEST)
+
+# The tests come last, so that their closing line is the last word.
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(PYTEST)
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(STAMP)
+	$(BIN)/python tools/lock.py
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
+	rm -f $(STAMP)
+	find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch is asked for first and by its exact version, so that no other package can pull a newer one. The package itself is
+# editable: Python edits count at once, only the C runtime is rebuilt. Without build isolation that build uses the pinned
+# tools installed just before it, and asks no registry once they are there.
+$(STAMP): pyproject.toml requirements.lock CMakeLists.txt src/lilliput/__init__.py $(C_SOURCES)
+	@test -n '$(PYTHON)' || { echo 'lilliput needs Python 3.11 or newer with its venv module, and found none (you can name one: make PYTHON=/path/to/python3)' >&2; exit 1; }
+	@for compiler in $(CC) $(CXX); do command -v $$compiler >/dev/null || { echo "lilliput needs a C and a C++ compiler, and found no $$compiler (Debian: apt-get install build-essential)" >&2; exit 1; }; done
+	@test -x $(BIN)/python || { echo 'Setting up $(VENV): the first time takes some minutes'; $(PYTHON) -m venv $(VENV); }
+	@$(BIN)/python -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || { echo "lilliput needs Python's C headers, and found no Python.h (Debian: apt-get install python3-dev)" >&2; exit 1; }
+	$(PIP) "$$(grep '^torch==' requirements.lock)"
+	$(PIP) scikit-build-core nanobind cmake ninja
+	$(PIP) --no-build-isolation --editable '.[train,dev]'
+	@touch $@

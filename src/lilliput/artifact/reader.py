@@ -1,0 +1,256 @@
+"""Reading: the whole file is verified, size, checksum, every field and every gap, before any of it is given back."""
+
+import json
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lilliput.artifact.layout import (
+    BUFFER,
+    CRC_START,
+    FIRST_SECTION,
+    HEADER,
+    MAGIC,
+    OP,
+    SECTION,
+    SECTIONS,
+    TENSOR,
+    VERSION,
+    Section,
+)
+from lilliput.errors import ArtifactError
+from lilliput.program.formats import FORMAT_IDS, LAYOUT_IDS, round_up, stored_bytes, unpack, unpack_bf16
+from lilliput.program.ops import OPS
+from lilliput.program.plan import ALIGNMENT
+from lilliput.program.program import DTYPE_IDS, Buffer, Op, Program, Tensor
+from lilliput.program.validation import check_side_buffers, check_sides, check_tensor_record
+
+_DTYPE_NAMES = {number: name for name, number in DTYPE_IDS.items()}
+_FORMAT_NAMES = {number: name for name, number in FORMAT_IDS.items()}
+_LAYOUT_NAMES = {number: name for name, number in LAYOUT_IDS.items()}
+_OP_NAMES = {spec.id: kind for kind, spec in OPS.items()}
+
+
+def from_bytes(data: bytes, name: str) -> Program:
+    """Verify a whole file's bytes and decode them; `name` stands for the file in errors.
+
+    Raises:
+        ArtifactError: truncated, altered, foreign, of another version or invalid.
+    """
+    try:
+        header = _header(data)
+        sections = verified_sections(data)
+        program = _decode(data, header, sections)
+        program.validate()
+    except ArtifactError as error:
+        raise ArtifactError(f"{name}: {error}") from None
+    return program
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ArtifactError(message)
+
+
+def _header(data: bytes) -> dict[str, int]:
+    """The verified header."""
+    _require(data[: len(MAGIC)] == MAGIC[: len(data)] and len(data) > 0, "not a .lil file (it does not begin like one)")
+    _require(len(data) >= FIRST_SECTION, f"truncated: {len(data)} bytes; the header alone takes {FIRST_SECTION}")
+    record = np.frombuffer(data, HEADER, 1)[0]
+    header = {field: int(record[field]) for field in HEADER.names or () if field != "magic"}
+    version, size = header["version"], header["file_bytes"]
+    _require(version == VERSION, f"has format version {version}; this build reads version {VERSION}")
+    _require(len(data) >= size, f"truncated: {len(data)} bytes of {size}")
+    _require(len(data) == size, f"altered or damaged: {len(data)} bytes; its header says {size}")
+    crc = zlib.crc32(memoryview(data)[CRC_START:])
+    _require(crc == header["crc"], f"altered or damaged: checksum is {crc:08x}; its header says {header['crc']:08x}")
+    _require(header["zero"] == 0, f"header: the field at 44 is {header['zero']}; must be 0")
+    count = header["sections"]
+    _require(count == len(SECTIONS), f"header: number of sections is {count}; must be {len(SECTIONS)}")
+    return header
+
+
+def verified_sections(data: bytes) -> dict[str, Section]:
+    """The verified section table, by name; the gaps between the sections are verified too."""
+    table = np.frombuffer(data, SECTION, len(SECTIONS), HEADER.itemsize).tolist()
+    end = FIRST_SECTION
+    sections = {}
+    for number, (name, (kind, count, offset, num_bytes)) in enumerate(zip(SECTIONS, table, strict=True), start=1):
+        where = f"section {number} ({name})"
+        _require(kind == number, f"{where}: kind is {kind}; must be {number}")
+        expected = round_up(end, ALIGNMENT)
+        _require(offset == expected, f"{where}: offset is {offset}; must be {expected}")
+        _require(offset + num_bytes <= len(data), f"{where}: bytes is {num_bytes}; the file ends at {len(data)}")
+        _require(not any(data[end:offset]), f"{where}: the gap before it is not zero")
+        sections[name] = Section(count, offset, num_bytes)
+        end = offset + num_bytes
+    _require(end == len(data), f"section {number} ({name}): ends at {end}; must end the file at {len(data)}")
+    return sections
+
+
+def _decode(data: bytes, header: dict[str, int], sections: dict[str, Section]) -> Program:
+    metadata = _metadata(data, sections)
+    buffers = _buffers(data, sections["buffers"], metadata.pop("buffers", None))
+    check_side_buffers(buffers, header["input"], header["output"])
+    tensors = _tensors(data, sections, metadata.pop("tensors", None))
+    golden_inputs, golden_outputs = _golden(
+        data, sections["golden"], buffers[header["input"]], buffers[header["output"]]
+    )
+    return Program(
+        buffers=buffers,
+        tensors=tensors,
+        ops=_ops(data, sections["ops"]),
+        input=header["input"],
+        output=header["output"],
+        arena_bytes=header["arena_bytes"],
+        metadata=metadata,
+        golden_inputs=golden_inputs,
+        golden_outputs=golden_outputs,
+    )
+
+
+def _records(data: bytes, name: str, section: Section, dtype: np.dtype[Any]) -> NDArray[Any]:
+    expected = section.records * dtype.itemsize
+    _require(
+        section.size == expected,
+        f"section {name}: bytes is {section.size}; {section.records} records take {expected}",
+    )
+    return np.frombuffer(data, dtype, section.records, section.offset)
+
+
+def _names(name: str, records: Any, count: int) -> list[Any]:
+    _require(isinstance(records, list), f"metadata: {name} is missing; must be a list")
+    _require(len(records) == count, f"metadata: {name} has {len(records)} entries; there are {count}")
+    return list(records)
+
+
+def _buffers(data: bytes, section: Section, listed: Any) -> tuple[Buffer, ...]:
+    records = _records(data, "buffers", section, BUFFER).tolist()
+    buffers = []
+    for index, (name, (dtype, rows, cols, zero, offset)) in enumerate(
+        zip(_names("buffers", listed, len(records)), records, strict=True)
+    ):
+        where = f"buffer {index}"
+        _require(isinstance(name, str), f"metadata: buffers entry {index} is {str(name)[:40]}; must be a string")
+        _require(dtype in _DTYPE_NAMES, f"{where}: dtype is {dtype}; must be one of {_allowed(_DTYPE_NAMES)}")
+        _require(zero == 0, f"{where}: the reserved field is {zero}; must be 0")
+        check_sides(where, rows, cols)
+        buffers.append(Buffer(name, _DTYPE_NAMES[dtype], rows, cols, offset))
+    return tuple(buffers)
+
+
+def _allowed(names: dict[int, str]) -> str:
+    return ", ".join(f"{number} ({name})" for number, name in names.items())
+
+
+def _tensors(data: bytes, sections: dict[str, Section], listed: Any) -> tuple[Tensor, ...]:
+    records = _records(data, "tensors", sections["tensors"], TENSOR).tolist()
+    constants = sections["constants"]
+    _require(
+        constants.records == len(records),
+        f"section constants: count is {constants.records}; there are {len(records)} tensors",
+    )
+    content = np.frombuffer(data, np.uint8, constants.size, constants.offset)
+    tensors, end = [], 0
+    for index, (name_role, record) in enumerate(zip(_names("tensors", listed, len(records)), records, strict=True)):
+        _require(
+            isinstance(name_role, list) and len(name_role) == 2 and all(isinstance(word, str) for word in name_role),
+            f"metadata: tensors entry {index} is {str(name_role)[:40]}; must be a name and a role",
+        )
+        tensor, end = _tensor(f"tensor {index} ({name_role[0][:80]})", name_role, record, content, end)
+        tensors.append(tensor)
+    _require(end == constants.size, f"section constants: bytes is {constants.size}; the tensors end at {end}")
+    return tuple(tensors)
+
+
+def _tensor(
+    where: str, name_role: list[str], record: tuple[int, ...], content: NDArray[np.uint8], end: int
+) -> tuple[Tensor, int]:
+    """One tensor and the end of its bytes; `end` is that of the tensor before it."""
+    format_id, layout_id, rows, cols, zero, offset = record
+    _require(format_id in _FORMAT_NAMES, f"{where}: format is {format_id}; must be one of {_allowed(_FORMAT_NAMES)}")
+    _require(layout_id in _LAYOUT_NAMES, f"{where}: layout is {layout_id}; must be one of {_allowed(_LAYOUT_NAMES)}")
+    _require(zero == 0, f"{where}: the reserved field is {zero}; must be 0")
+    format_name, layout = _FORMAT_NAMES[format_id], _LAYOUT_NAMES[layout_id]
+    size = stored_bytes(format_name, layout, rows, cols)
+    check_tensor_record(where, format_name, layout, rows, cols, size)
+    expected = round_up(end, ALIGNMENT)
+    _require(offset == expected, f"{where}: offset is {offset}; must be {expected}")
+    _require(
+        offset + size <= len(content), f"{where}: ends at {offset + size}; section constants has {len(content)} bytes"
+    )
+    _require(not content[end:offset].any(), f"{where}: the gap before it is not zero")
+    try:
+        values = _values(content[offset : offset + size], format_name, layout, rows, cols)
+    except ArtifactError as error:
+        raise ArtifactError(f"{where}: {error}") from None
+    return Tensor(name_role[0], name_role[1], format_name, layout, values), offset + size
+
+
+def _values(stored: NDArray[np.uint8], format_name: str, layout: str, rows: int, cols: int) -> NDArray[Any]:
+    if format_name == "bf16":
+        return unpack_bf16(stored, rows, cols)
+    if format_name == "f32":
+        return stored.view("<f4").astype(np.float32, copy=False).reshape(rows, cols)
+    return unpack(stored, format_name, layout, rows, cols)
+
+
+def _ops(data: bytes, section: Section) -> tuple[Op, ...]:
+    return tuple(_op(index, record) for index, record in enumerate(_records(data, "ops", section, OP)))
+
+
+def _op(index: int, record: Any) -> Op:
+    kind_id, zero = int(record["kind"]), int(record["zero"])
+    _require(kind_id in _OP_NAMES, f"op {index}: kind is {kind_id}; must be one of {_allowed(_OP_NAMES)}")
+    kind = _OP_NAMES[kind_id]
+    spec, where = OPS[kind], f"op {index} ({kind})"
+    _require(zero == 0, f"{where}: the reserved field is {zero}; must be 0")
+    used: dict[str, list[int]] = {}
+    for field, count in (
+        ("in", len(spec.inputs)),
+        ("out", len(spec.outputs)),
+        ("tensor", len(spec.tensors)),
+        ("a", len(spec.attributes)),
+    ):
+        values = record[field].tolist()
+        _require(not any(values[count:]), f"{where}: unused slots of '{field}' are {values[count:]}; must be 0")
+        used[field] = values[:count]
+    attributes = {
+        attribute.name: float(np.uint32(bits).view(np.float32)) if attribute.is_float else bits
+        for attribute, bits in zip(spec.attributes, used["a"], strict=True)
+    }
+    return Op(kind, tuple(used["in"]), tuple(used["out"]), tuple(used["tensor"]), attributes)
+
+
+def _metadata(data: bytes, sections: dict[str, Section]) -> dict[str, Any]:
+    section = sections["metadata"]
+    _require(section.records == 1, f"section metadata: count is {section.records}; must be 1")
+    try:
+        text = data[section.offset : section.offset + section.size].decode("utf-8")
+        tree = json.loads(text, parse_constant=_refuse_constant)
+        json.dumps(tree, ensure_ascii=False).encode("utf-8")  # an unpaired surrogate cannot be shown or written again
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"section metadata: not JSON in UTF-8 ({str(error)[:120]})") from None
+    _require(isinstance(tree, dict), "section metadata: must be one JSON object")
+    return dict(tree)
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON number")
+
+
+def _golden(
+    data: bytes, section: Section, source: Buffer, result: Buffer
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Inputs uint8 [n, rows, cols], outputs float32 [n, 1, N]."""
+    count = section.records
+    inputs_end = count * source.num_bytes
+    outputs_start = round_up(inputs_end, ALIGNMENT)
+    expected = outputs_start + count * result.num_bytes
+    _require(section.size == expected, f"section golden: bytes is {section.size}; {count} examples take {expected}")
+    content = np.frombuffer(data, np.uint8, section.size, section.offset)
+    _require(not content[inputs_end:outputs_start].any(), "section golden: the gap before the outputs is not zero")
+    outputs = content[outputs_start:].view("<f4").astype(np.float32, copy=False)
+    return content[:inputs_end].reshape(count, source.rows, source.cols), outputs.reshape(count, 1, result.cols)

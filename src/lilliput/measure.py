@@ -1,0 +1,94 @@
+"""Measuring an artifact: its accuracy through the runtime, and the machine that it was measured on."""
+
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lilliput.errors import InputError
+
+if TYPE_CHECKING:
+    from lilliput.runtime import Session
+
+BATCH = 256  # examples between two reports of progress
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What the artifact made of a labelled set.
+
+    accuracy: share of examples whose largest logit is the label's (the first one where several are equal).
+    confusion: `confusion[label][prediction]` counts examples.
+    predictions: int64 [n]. logits: float32 [n, classes].
+    """
+
+    accuracy: float
+    examples: int
+    confusion: list[list[int]]
+    predictions: NDArray[np.int64]
+    logits: NDArray[np.float32]
+
+
+def evaluate(
+    session: "Session",
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Run every image through the artifact and compare with its label.
+
+    `images` uint8 [n, height, width, channels]; `labels` integers [n], each in [0, classes). `progress(done, total)` is
+    called after each batch.
+
+    Raises:
+        InputError: no examples, as many labels as images are missing, or a label that the artifact has no class for;
+            images of another shape (from the session).
+    """
+    classes = len(session.labels)
+    if len(images) == 0 or labels.shape != (len(images),):
+        raise InputError(
+            f"{len(images)} images and labels of shape {labels.shape}; give one label an image, at least one"
+        )
+    if labels.min() < 0 or labels.max() >= classes:
+        raise InputError(f"labels run from {labels.min()} to {labels.max()}; the model knows 0 to {classes - 1}")
+    logits = np.empty((len(images), classes), np.float32)
+    for start in range(0, len(images), BATCH):
+        batch = images[start : start + BATCH]
+        logits[start : start + len(batch)] = session.run(batch)
+        if progress is not None:
+            progress(start + len(batch), len(images))
+    predictions = logits.argmax(axis=1).astype(np.int64)
+    confusion = np.zeros((classes, classes), np.int64)
+    np.add.at(confusion, (labels, predictions), 1)
+    return Evaluation(float((predictions == labels).mean()), len(images), confusion.tolist(), predictions, logits)
+
+
+def machine_info() -> dict[str, Any]:
+    """What a measurement depends on: cpu, cores (that this process may use), system, python; torch if it is loaded."""
+    info: dict[str, Any] = {
+        "cpu": _cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "python": platform.python_version(),
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        info["torch"] = str(torch.__version__)
+    return info
+
+
+def _cpu_model() -> str:
+    """The processor's name as Linux gives it; elsewhere, and where Linux gives none, the architecture's."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() in ("model name", "Model", "Hardware") and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()

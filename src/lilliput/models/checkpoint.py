@@ -1,0 +1,110 @@
+"""Models on disk: `model.safetensors` beside `model.json` (architecture and stacks as data), never pickle."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_from_bytes
+from safetensors.torch import save as tensors_to_bytes
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lilliput.config import ModelSettings
+from lilliput.errors import UserError
+from lilliput.files import write_atomic
+from lilliput.models.stack import Mask, StoredAsBf16, WeightQuantizer, base_of, push
+from lilliput.models.vit import ViT
+
+
+class CheckpointError(UserError):
+    """A saved model is missing, damaged, or does not fit its own description."""
+
+
+def save_model(model: ViT, folder: Path) -> None:
+    """Write the model; the description last, so that a folder with `model.json` is complete."""
+    write_atomic(folder / "model.safetensors", tensors_to_bytes(tensors_of(model)))
+    description = {
+        "settings": json.loads(model.settings.model_dump_json()),
+        "image_shape": list(model.image_shape),
+        "num_classes": model.num_classes,
+        "stacks": describe_stacks(model),
+    }
+    write_atomic(folder / "model.json", json.dumps(description, indent=1).encode())
+
+
+def load_model(folder: Path) -> ViT:
+    """Rebuild a model from its own description.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, tensors do not fit, or a value is NaN or infinite.
+    """
+    try:
+        description = json.loads((folder / "model.json").read_text())
+        settings = ModelSettings.model_validate_json(json.dumps(description["settings"]))
+        model = ViT(settings, tuple(description["image_shape"]), description["num_classes"])
+        restore_stacks(model, description["stacks"])
+        tensors = tensors_from_bytes((folder / "model.safetensors").read_bytes())
+    except (OSError, KeyError, TypeError, json.JSONDecodeError, ValidationError, SafetensorError) as error:
+        raise CheckpointError(f"model in {folder}: missing or damaged ({' '.join(str(error).split())[:200]})") from None
+    load_tensors(model, tensors, str(folder))
+    return model
+
+
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous().clone() for name, tensor in model.state_dict().items()}
+
+
+def load_tensors(model: nn.Module, tensors: dict[str, Tensor], where: str) -> None:
+    """Copy tensors into the model; names and shapes must match exactly and every value must be finite."""
+    own = model.state_dict()
+    for name in sorted(own.keys() | tensors.keys()):
+        if name not in tensors or name not in own:
+            raise CheckpointError(f"model in {where}: tensor {name} is {'extra' if name in tensors else 'missing'}")
+        if tensors[name].shape != own[name].shape:
+            shapes = f"{list(tensors[name].shape)}, expected {list(own[name].shape)}"
+            raise CheckpointError(f"model in {where}: tensor {name} has shape {shapes}")
+    check_finite(tensors, where)
+    model.load_state_dict(tensors)
+
+
+def check_finite(tensors: dict[str, Tensor], where: str) -> None:
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(f"model in {where}: tensor {name} has NaN or infinite values; weights must be finite")
+
+
+def describe_stacks(model: nn.Module) -> list[dict[str, Any]]:
+    """Every stack, bottom to top, as plain data."""
+    stacks: list[dict[str, Any]] = []
+    for module_name, module in model.named_modules():
+        if not parametrize.is_parametrized(module):
+            continue
+        for name, layers in module.parametrizations.items():  # type: ignore[union-attr,operator]
+            stacks.append({"module": module_name, "parameter": name, "layers": [_describe(layer) for layer in layers]})
+    return stacks
+
+
+def _describe(layer: nn.Module) -> dict[str, Any]:
+    if isinstance(layer, WeightQuantizer):
+        return {
+            "kind": "quantizer",
+            "format": layer.format_name,
+            "rows": layer.scale.shape[0],
+            "learned": layer.learned,
+        }
+    return {"kind": "mask" if isinstance(layer, Mask) else "bf16"}
+
+
+def restore_stacks(model: nn.Module, stacks: list[dict[str, Any]]) -> None:
+    for stack in stacks:
+        module = model.get_submodule(stack["module"])
+        for layer in stack["layers"]:
+            if layer["kind"] == "quantizer":
+                push(module, stack["parameter"], WeightQuantizer(layer["format"], layer["rows"], layer["learned"]))
+            elif layer["kind"] == "mask":
+                push(module, stack["parameter"], Mask(base_of(module, stack["parameter"])))
+            else:
+                push(module, stack["parameter"], StoredAsBf16())

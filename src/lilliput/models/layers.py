@@ -1,0 +1,104 @@
+"""Building blocks of the vision Transformer. Axes: B batch, T tokens, D width, H heads, K inputs, N outputs.
+
+Every matrix product with weights is a `Linear` of this module (convolutions and patches are an unfold and a `Linear`), so one
+list of `Linear`s is what pruning, quantisation and lowering see.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lilliput.config import LayerSettings
+from lilliput.models.stack import WeightQuantizer, layer_of, quantize_rows
+
+
+class Linear(nn.Linear):
+    """`nn.Linear`; once its weight has a quantiser its input is quantised too and the product runs on integer levels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        quantizer = layer_of(self, "weight", WeightQuantizer)
+        if quantizer is None:
+            return F.linear(input, self.weight, self.bias)
+        levels, row_scale = quantize_rows(input)
+        scale = quantizer.row_scale().detach()
+        # Sums of level products stay below 2^24, so the float product is exact; then the program's order of operations.
+        product = F.linear(levels, self.weight / scale).float()
+        return product * scale.reshape(-1) * row_scale + self.bias
+
+
+class UnfoldLinear(nn.Module):
+    """A convolution as windows and a `Linear`: [B, C, h, w] -> [B, oh*ow, N]; columns run (c, ky, kx) as in `nn.Conv2d`."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int) -> None:
+        super().__init__()
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.proj = Linear(in_channels * kernel_size**2, out_channels)
+
+    def output_size(self, size: int) -> int:
+        return (size + 2 * self.padding - self.kernel_size) // self.stride + 1
+
+    def forward(self, image: Tensor) -> Tensor:
+        if self.kernel_size == 1 and self.stride == 1 and self.padding == 0:
+            return self.proj(image.flatten(2).transpose(1, 2).contiguous())
+        windows = F.unfold(image, self.kernel_size, padding=self.padding, stride=self.stride)
+        return self.proj(windows.transpose(1, 2).contiguous())
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; heads may be fewer than `dim / head_dim` (pruned models)."""
+
+    def __init__(self, dim: int, num_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = num_heads, head_dim
+        self.logit_scale = head_dim**-0.5
+        self.qkv = Linear(dim, 3 * num_heads * head_dim)
+        self.proj = Linear(num_heads * head_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, T, head_dim]
+        if layer_of(self.qkv, "weight", WeightQuantizer) is None:
+            context = F.scaled_dot_product_attention(q, k, v, scale=self.logit_scale)
+        else:
+            context = integer_attention(q, k, v, self.logit_scale)
+        return self.proj(context.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.head_dim))
+
+
+def integer_attention(q: Tensor, k: Tensor, v: Tensor, logit_scale: float) -> Tensor:
+    """The program's `attention` op on [B, H, T, head_dim]: both products on integer levels, one scale a token."""
+    q_levels, q_scale = quantize_rows(q)
+    k_levels, k_scale = quantize_rows(k)
+    v_levels, v_scale = quantize_rows(v)
+    logits = (q_levels @ k_levels.transpose(-1, -2)).float() * (q_scale * logit_scale) * k_scale.transpose(-1, -2)
+    exponentials = torch.exp(logits - logits.amax(dim=-1, keepdim=True).detach())
+    weighted = exponentials * v_scale.transpose(-1, -2)
+    levels, scale = quantize_rows(weighted)
+    product = (levels @ v_levels).float()
+    return product * (scale / exponentials.sum(dim=-1, keepdim=True))
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int, mlp_dim: int) -> None:
+        super().__init__()
+        self.fc1 = Linear(dim, mlp_dim)
+        self.fc2 = Linear(mlp_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """A pre-norm Transformer block: x + Attention(LN(x)), then x + MLP(LN(x))."""
+
+    def __init__(self, dim: int, layer: LayerSettings, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, layer.num_heads, layer.head_dim)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, layer.mlp_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.dropout(self.attn(self.norm1(x)))
+        return x + self.dropout(self.mlp(self.norm2(x)))

@@ -1,0 +1,173 @@
+"""A weight is a stack: base -> mask -> quantiser, each one parametrisation of `torch.nn.utils.parametrize`.
+
+Passes add layers to the stack and never rewrite the base, so they compose: zeros survive quantisation because the
+quantiser sees the masked weight and every grid contains zero. The simulated forward uses the integer *levels* and the
+scales apart, in the order of `docs/format.md`, so that it computes what the program will compute.
+"""
+
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from lilliput.program.formats import WEIGHT_FORMATS
+
+M = TypeVar("M", bound=nn.Module)
+
+ACTIVATION_LEVELS = 127.0
+SMALLEST_AMAX = 1e-30  # below this a row counts as zero (docs/format.md, quantize_row)
+
+
+class _QuantizeRows(torch.autograd.Function):
+    """Levels and scale of each row; backward is the straight-through estimator (no value of a row is clipped)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+        amax = x.abs().amax(dim=-1, keepdim=True)  # seven times faster than vector_norm(inf)
+        alive = amax >= SMALLEST_AMAX
+        inverse = torch.where(alive, ACTIVATION_LEVELS / amax, 0.0)
+        scale = torch.where(alive, amax / ACTIVATION_LEVELS, 0.0)
+        ctx.save_for_backward(inverse)
+        ctx.mark_non_differentiable(scale)
+        return (x * inverse).round_(), scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Tensor:
+        (inverse,) = ctx.saved_tensors
+        return cast(Tensor, gradients[0] * inverse)
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """int8 levels (as floats) of each row and its scale: `x ~ levels * scale`. Shapes [..., K] and [..., 1]."""
+    levels, scale = _QuantizeRows.apply(x)  # type: ignore[no-untyped-call]
+    return levels, scale
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Half-to-even rounding whose gradient is 1."""
+    return x + (x.round() - x).detach()
+
+
+def round_bf16(x: Tensor) -> Tensor:
+    """The nearest bfloat16, as float32, with gradient 1: how the file stores scales, biases and norms."""
+    return x + (x.to(torch.bfloat16).to(torch.float32) - x).detach()
+
+
+class Mask(nn.Module):
+    """The pruning layer of a weight's stack: `w * mask`."""
+
+    mask: Tensor
+
+    def __init__(self, like: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.ones_like(like))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.mask
+
+
+class StoredAsBf16(nn.Module):
+    """The storage layer of biases, gamma and beta: rounded to bfloat16 as in the file."""
+
+    def forward(self, vector: Tensor) -> Tensor:
+        return round_bf16(vector)
+
+
+class WeightQuantizer(nn.Module):
+    """The quantising layer of a weight's stack: `level * scale`, one scale a row, levels of one weight format.
+
+    Levels are the nearest in *value* (for powers of two the threshold is 1.5 * 2^k), not in exponent. The gradient is
+    straight-through inside the clip range. With `learned=True` the scales get LSQ's gradient (Esser et al. 2020, eq. 3),
+    here by autograd: d/ds = Q(v) - v inside the range and +-Q_max outside, times 1/sqrt(row size * Q_max).
+
+    Args:
+        format_name: a key of `WEIGHT_FORMATS`.
+        rows: number of output rows.
+        learned: whether the scales are trained; otherwise `search` sets them.
+    """
+
+    grid: Tensor
+    midpoints: Tensor
+
+    def __init__(self, format_name: str, rows: int, learned: bool = False) -> None:
+        super().__init__()
+        self.format_name = format_name
+        self.learned = learned
+        grid = torch.from_numpy(WEIGHT_FORMATS[format_name].grid.astype("float32"))
+        self.register_buffer("grid", grid, persistent=False)
+        self.register_buffer("midpoints", (grid[1:] + grid[:-1]) / 2, persistent=False)
+        self.max_level = float(grid.max())
+        self.scale = nn.Parameter(torch.ones(rows, 1), requires_grad=learned)
+
+    def nearest(self, v: Tensor) -> Tensor:
+        """The level nearest to each `v`, ties towards the lower one."""
+        return self.grid[torch.bucketize(v, self.midpoints)]
+
+    def row_scale(self) -> Tensor:
+        """Scales as the file stores them: positive bfloat16, [rows, 1]."""
+        return round_bf16(self.scale.abs().clamp_min(1e-20))
+
+    def levels(self, weight: Tensor) -> Tensor:
+        """Integer levels of `weight`, as floats, without gradient."""
+        with torch.no_grad():
+            return self.nearest(weight / self.row_scale())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        scale = self.row_scale()
+        if self.learned:
+            factor = (weight.shape[-1] * self.max_level) ** -0.5
+            scale = scale * factor + (scale * (1.0 - factor)).detach()
+        v = (weight / scale).clamp(-self.max_level, self.max_level)
+        return (v + (self.nearest(v) - v).detach()) * scale
+
+    @torch.no_grad()
+    def search(self, weight: Tensor, candidates: int = 40) -> None:
+        """Set each row's scale to the candidate of least squared error; a zero row gets scale 0's stand-in, 1.
+
+        Candidates run geometrically from 0.25 to 1.2 times `max|w| / max_level`, rounded to bfloat16 first so that the
+        error that is compared is the one of the file.
+        """
+        amax = weight.abs().amax(dim=-1, keepdim=True)
+        base = amax / self.max_level
+        best = torch.full_like(amax, float("inf"))
+        chosen = torch.ones_like(amax)
+        for factor in torch.logspace(-2.0, 0.263, candidates, base=2.0).tolist():
+            scale = (base * factor).to(torch.bfloat16).to(torch.float32)
+            safe = torch.where(scale > 0, scale, 1.0)
+            error = (self.nearest(weight / safe) * safe - weight).square().sum(dim=-1, keepdim=True)
+            better = (error < best) & (amax > 0)
+            best = torch.where(better, error, best)
+            chosen = torch.where(better, safe, chosen)
+        self.scale.copy_(chosen)
+
+
+def layer_of(module: nn.Module, name: str, kind: type[M]) -> M | None:
+    """The layer of class `kind` in the stack of parameter `name`, or None."""
+    if not parametrize.is_parametrized(module, name):
+        return None
+    stack = cast(nn.ModuleDict, module.parametrizations)[name]
+    return next((layer for layer in cast(nn.ModuleList, stack) if isinstance(layer, kind)), None)
+
+
+def base_of(module: nn.Module, name: str) -> Tensor:
+    """The trainable tensor at the bottom of the stack of parameter `name`."""
+    if not parametrize.is_parametrized(module, name):
+        return cast(Tensor, getattr(module, name))
+    return cast(Tensor, cast(nn.ModuleDict, module.parametrizations)[name].original)
+
+
+def push(module: nn.Module, name: str, layer: nn.Module) -> None:
+    """Put `layer` on top of the stack of parameter `name`."""
+    parametrize.register_parametrization(module, name, layer, unsafe=True)
+
+
+def levels_and_scale(module: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+    """What the file stores of a quantised parameter: levels [N, K] and scales [N], from the top of its stack."""
+    quantizer = layer_of(module, name, WeightQuantizer)
+    assert quantizer is not None, f"parameter {name} has no quantiser on its stack"
+    with torch.no_grad():
+        scale = quantizer.row_scale()
+        value = cast(Tensor, getattr(module, name)).reshape(scale.shape[0], -1)
+        # A level has at most 7 bits and a scale 8, so level * scale is exact and so is this division.
+        return (value / scale).round(), scale.reshape(-1)

@@ -1,0 +1,116 @@
+"""The vision Transformer (Dosovitskiy et al. 2021), with an optional convolutional stem (hybrid) and mean pooling.
+
+Its input is raw pixels, 0..255, [B, C, height, width]: normalisation is part of the model, hence part of the file.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lilliput.config import ModelSettings
+from lilliput.errors import RecipeError
+from lilliput.models.layers import Block, Linear, UnfoldLinear
+
+
+def sinusoidal_positions(tokens: int, dim: int) -> Tensor:
+    """Table [tokens, dim] of Vaswani et al. 2017, section 3.5: sine in even columns, cosine in odd ones."""
+    position = torch.arange(tokens, dtype=torch.float64)[:, None]
+    frequency = torch.exp(torch.arange(0, dim, 2, dtype=torch.float64) * (-math.log(10000.0) / dim))
+    table = torch.zeros(tokens, dim, dtype=torch.float64)
+    table[:, 0::2] = torch.sin(position * frequency)
+    table[:, 1::2] = torch.cos(position * frequency)[:, : dim // 2]
+    return table.float()
+
+
+class ViT(nn.Module):
+    """Image classifier: stem -> patches -> class token and positions -> blocks -> norm -> pool -> head.
+
+    Args:
+        settings: the architecture as data; `settings.resolved_layers()` gives every block's sizes.
+        image_shape: (height, width, channels).
+        num_classes: number of logits.
+
+    Raises:
+        RecipeError: the patches do not divide the (feature map of the) image.
+    """
+
+    pixel_scale: Tensor
+    pixel_shift: Tensor
+
+    def __init__(self, settings: ModelSettings, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        self.settings, self.image_shape, self.num_classes = settings, image_shape, num_classes
+        height, width, channels = image_shape
+        self.register_buffer("pixel_scale", torch.full((channels,), 1.0 / 255.0))
+        self.register_buffer("pixel_shift", torch.zeros(channels))
+        self.stem = nn.ModuleList()
+        for conv in settings.stem:
+            layer = UnfoldLinear(channels, conv.channels, conv.kernel_size, conv.stride, conv.padding)
+            height, width, channels = layer.output_size(height), layer.output_size(width), conv.channels
+            self.stem.append(layer)
+        patch, dim = settings.patch_size, settings.embed_dim
+        if min(height, width) < 1 or height % patch or width % patch:
+            allowed = [p for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
+            raise RecipeError(
+                f"model.patch_size={patch} does not divide the {height}x{width} "
+                f"{'feature map of the stem' if settings.stem else 'image'}; allowed: {allowed}"
+            )
+        self.patch_embed = UnfoldLinear(channels, dim, patch, patch, 0)
+        tokens = (height // patch) * (width // patch) + (settings.pool == "cls")
+        self.class_token = nn.Parameter(torch.zeros(1, dim)) if settings.pool == "cls" else None
+        if settings.positions == "learned":
+            self.positions = nn.Parameter(torch.zeros(tokens, dim))
+        else:
+            self.register_buffer("positions", sinusoidal_positions(tokens, dim))
+        self.blocks = nn.ModuleList(Block(dim, layer, settings.dropout) for layer in settings.resolved_layers())
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.head = Linear(dim, num_classes)
+        self.dropout = nn.Dropout(settings.dropout)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        for module in self.modules():
+            if isinstance(module, Linear):
+                nn.init.xavier_uniform_(module.weight)  # small widths learn far faster than with BERT's std of 0.02
+                nn.init.zeros_(module.bias)
+        for projection in self.stem:
+            assert isinstance(projection, UnfoldLinear)
+            nn.init.kaiming_normal_(projection.proj.weight, nonlinearity="relu")
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        if isinstance(self.positions, nn.Parameter):
+            nn.init.trunc_normal_(self.positions, std=0.02)
+        if self.class_token is not None:
+            nn.init.trunc_normal_(self.class_token, std=0.02)
+
+    def set_normalization(self, mean: np.ndarray, std: np.ndarray) -> None:
+        """Take the training set's statistics, in pixel units (0..255), one value a channel."""
+        self.pixel_scale.copy_(torch.from_numpy(1.0 / std.astype("float64")).float())
+        self.pixel_shift.copy_(torch.from_numpy(-mean.astype("float64") / std.astype("float64")).float())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Logits [B, num_classes] of pixels [B, C, height, width] in 0..255."""
+        x = pixels * self.pixel_scale[:, None, None] + self.pixel_shift[:, None, None]
+        for layer in self.stem:
+            assert isinstance(layer, UnfoldLinear)
+            height, width = layer.output_size(x.shape[2]), layer.output_size(x.shape[3])
+            x = torch.relu(layer(x)).transpose(1, 2).unflatten(2, (height, width))
+        tokens: Tensor = self.patch_embed(x)
+        if self.class_token is not None:
+            tokens = torch.cat([self.class_token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
+        tokens = self.dropout(tokens + self.positions)
+        for block in self.blocks:
+            tokens = block(tokens)
+        tokens = self.norm(tokens)
+        pooled = tokens[:, 0] if self.class_token is not None else tokens.mean(dim=1)
+        logits: Tensor = self.head(pooled)
+        return logits
+
+    def linears(self) -> dict[str, Linear]:
+        """Every linear and projection layer by name: what pruning and weight quantisation apply to."""
+        return {name: module for name, module in self.named_modules() if isinstance(module, Linear)}
+
+    def num_parameters(self) -> int:
+        """Learned parameters, counted once, whatever is on their stacks."""
+        return sum(p.numel() for name, p in self.named_parameters() if not name.endswith(".scale"))

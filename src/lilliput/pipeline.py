@@ -1,0 +1,346 @@
+"""Runs a recipe stage by stage: do, evaluate, assert the ledger, record, save. The same command resumes or skips.
+
+A stage's key is a hash of its settings, the seed, the data and the key of the stage before. A stage whose record has the same
+key is finished and is not done again; a training stage that was interrupted goes on from its checkpoint.
+"""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import time
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel
+from rich.console import Console
+
+import lilliput
+from lilliput import artifact, data
+from lilliput.compress import PASSES, Claim
+from lilliput.compress.ledger import assert_ledger, count_zeros
+from lilliput.compress.prune import apply_masks
+from lilliput.config import Recipe, TrainingSettings
+from lilliput.data import ImageDataset, channel_statistics
+from lilliput.errors import FailureError
+from lilliput.files import write_atomic
+from lilliput.lower import lower
+from lilliput.measure import evaluate, machine_info
+from lilliput.models.checkpoint import load_model, save_model
+from lilliput.models.vit import ViT
+from lilliput.program.reference import with_golden
+from lilliput.report import encode_image, render
+from lilliput.train.display import TrainingDisplay
+from lilliput.train.loop import Task, derive_seed, fit, predict
+
+# Part of every key: raise it when a stage computes something else from the same settings.
+PIPELINE_VERSION = 1
+
+
+@dataclass
+class Run:
+    """A recipe being run: what is fixed, and what the finished stages left."""
+
+    recipe: Recipe
+    folder: Path
+    data: ImageDataset
+    console: Console
+    quiet: bool
+    records: list[dict[str, Any]] = field(default_factory=list)
+    claims: list[Claim] = field(default_factory=list)
+    model_folder: Path | None = None
+
+    def model(self) -> ViT:
+        if self.model_folder is not None:
+            return load_model(self.model_folder)
+        torch.manual_seed(derive_seed(self.recipe.seed, 2))
+        model = ViT(self.recipe.model, self.data.image_shape, len(self.data.classes))
+        model.set_normalization(*channel_statistics(self.data.train))
+        return model
+
+    def stage_folder(self, index: int) -> Path:
+        return self.folder / f"{index + 1:02d}-{self.recipe.stages[index]}"
+
+
+def run(recipe: Recipe, out: Path, console: Console | None = None, quiet: bool = False) -> Path:
+    """Run every stage of `recipe` that is not finished yet; everything goes to `out / recipe.name`.
+
+    Returns:
+        The run's folder: `model.lil`, `report.html`, `records.json`, `recipe.json` and one folder a stage.
+
+    Raises:
+        UserError: the settings do not fit the data. FailureError: a guarantee broke, training diverged, the disk is full.
+        KeyboardInterrupt: Ctrl-C; finished stages and the checkpoint are on the disk.
+    """
+    console = console or Console(stderr=True)
+    dataset = data.load(recipe.data)
+    state = Run(recipe, out / recipe.name, dataset, console, quiet)
+    state.model()  # refuses an impossible architecture before anything is trained
+    write_atomic(state.folder / "recipe.json", recipe.model_dump_json(indent=1).encode())
+    if not quiet:
+        _announce(state)
+    key = _hash(PIPELINE_VERSION, recipe.seed, recipe.data, recipe.model, _fingerprint(dataset))
+    for index, stage in enumerate(recipe.stages):
+        settings = getattr(recipe, stage)
+        extra = [recipe.augment] if isinstance(settings, TrainingSettings) else []
+        key = _hash(key, index, stage, settings, *extra)
+        record = _finished(state.stage_folder(index), key)
+        if record is None:
+            record = _do_stage(state, index, key)
+        elif not quiet:
+            console.print(f"[dim]{stage:<9} finished before with the same settings[/dim]")
+        if isinstance(settings, TrainingSettings):
+            state.model_folder = state.stage_folder(index)
+        state.records.append(record)
+        state.claims += [Claim(**claim) for claim in record["claims"]]
+    _drop_later_stages(state)
+    return state.folder
+
+
+def _do_stage(state: Run, index: int, key: str) -> dict[str, Any]:
+    stage = state.recipe.stages[index]
+    folder = state.stage_folder(index)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "record.json").unlink(missing_ok=True)
+    for stale in folder.glob("checkpoint-*.safetensors"):
+        if stale.name != _checkpoint_name(key):
+            stale.unlink()
+    started = time.monotonic()
+    record: dict[str, Any] = {"stage": stage, "seconds": 0.0, "claims": []}
+    if isinstance(getattr(state.recipe, stage), TrainingSettings):
+        record |= _train_stage(state, index, folder / _checkpoint_name(key))
+        record["seconds"] = record["history"][-1]["seconds"]
+    else:
+        record |= {"export": _export, "evaluate": _evaluate, "report": _report}[stage](state)
+        record["seconds"] = round(time.monotonic() - started, 2)
+    write_atomic(folder / "record.json", json.dumps({"key": key, "record": record}).encode())
+    if not state.quiet:
+        state.console.print(_summary_line(record))
+    return record
+
+
+def _train_stage(state: Run, index: int, checkpoint: Path) -> dict[str, Any]:
+    recipe, stage = state.recipe, state.recipe.stages[index]
+    settings = getattr(recipe, stage)
+    model = state.model()
+    work = PASSES[stage](settings) if stage in PASSES else None
+    if work is not None:
+        work.attach(model)
+
+    def before_step(step: int, total: int) -> None:
+        if work is not None:
+            work.before_step(model, step, total)
+
+    def after_step() -> None:
+        apply_masks(model)
+        if work is not None:
+            work.after_step(model)
+
+    task = Task(state.data, recipe.augment, derive_seed(recipe.seed, 3, index), checkpoint, before_step, after_step)
+    display = None if state.quiet else TrainingDisplay(stage, state.console)
+    try:
+        history = fit(model, settings, task, display)
+    finally:
+        if display is not None:
+            display.stop()
+    if work is not None:
+        work.finish(model)
+    claims = work.claims(model) if work is not None else []
+    ledger = assert_ledger(state.claims + claims, model, stage)
+    save_model(model, checkpoint.parent)
+    checkpoint.unlink(missing_ok=True)
+    zeros, weights = count_zeros(model)
+    return {
+        "simulated": True,
+        "parameters": model.num_parameters(),
+        "validation_accuracy": _accuracy(model, state.data.validation),
+        "test_accuracy": _accuracy(model, state.data.test),
+        "weights": weights,
+        "nonzero_weights": weights - zeros,
+        "sparsity": zeros / weights,
+        "history": history,
+        "ledger": ledger,
+        "claims": [claim.to_json() for claim in claims],
+    }
+
+
+def _export(state: Run) -> dict[str, Any]:
+    recipe = state.recipe
+    model = state.model()
+    metadata = {
+        "labels": list(state.data.classes),
+        "provenance": {
+            "lilliput": lilliput.__version__,
+            "recipe": recipe.name,
+            "seed": recipe.seed,
+            "data": json.loads(recipe.data.model_dump_json(exclude_defaults=True)) | {"name": recipe.data.name},
+            "simulated_validation_accuracy": {
+                record["stage"]: round(record["validation_accuracy"], 5)
+                for record in state.records
+                if "validation_accuracy" in record
+            },
+        },
+    }
+    height, width, channels = model.image_shape
+    golden = state.data.validation.images[: recipe.export.golden].reshape(-1, height * width, channels)
+    program = with_golden(lower(model, metadata), golden)
+    path = state.folder / "model.lil"
+    artifact.write(program, path)
+    ledger = assert_ledger(state.claims, artifact.read(path), "export")
+    return {
+        "file": path.name,
+        "file_bytes": path.stat().st_size,
+        "arena_bytes": program.arena_bytes,
+        "parameters": model.num_parameters(),
+        "fp32_bytes": 4 * model.num_parameters(),
+        "ledger": ledger,
+    }
+
+
+def _evaluate(state: Run) -> dict[str, Any]:
+    test = state.data.test
+    with lilliput.open(state.folder / "model.lil") as session:
+        session.verify_golden()
+        result = evaluate(session, test.images, test.labels)
+    simulated = predict(state.model(), test).numpy()
+    differing = int((simulated.argmax(1) != result.predictions).sum())
+    probabilities = torch.softmax(torch.from_numpy(result.logits), dim=1).numpy()
+    samples = [
+        {
+            "index": index,
+            "label": int(test.labels[index]),
+            "prediction": int(result.predictions[index]),
+            "probability": float(probabilities[index, result.predictions[index]]),
+            "image": encode_image(test.images[index]),
+        }
+        for index in _sample_indices(result.predictions, test.labels, state.recipe.evaluate.samples)
+    ]
+    return {
+        "simulated": False,
+        "data": state.data.name,
+        "part": "test",
+        "examples": result.examples,
+        "accuracy": result.accuracy,
+        "confusion": result.confusion,
+        "agreement": 1.0 - differing / result.examples,
+        "differing_predictions": differing,
+        "max_logit_difference": float(np.abs(simulated - result.logits).max()),
+        "engine": {"runtime": "lilliput C scalar", "threads": 1},
+        "samples": samples,
+        "ledger": assert_ledger(state.claims, artifact.read(state.folder / "model.lil"), "evaluate"),
+    }
+
+
+def _report(state: Run) -> dict[str, Any]:
+    fp32_parameters = next(record["parameters"] for record in state.records if record["stage"] == "train")
+    parts = {name: len(getattr(state.data, name).labels) for name in ("train", "validation", "test")}
+    records = {
+        "name": state.recipe.name,
+        "title": state.recipe.report.title,
+        "lilliput": lilliput.__version__,
+        "commit": _commit(),
+        "machine": machine_info(),
+        "data": {"name": state.data.name, "classes": list(state.data.classes), "image": list(state.data.image_shape)}
+        | parts,
+        "model": {
+            "parameters": fp32_parameters,
+            "fp32_bytes": 4 * fp32_parameters,
+            "settings": json.loads(state.recipe.model.model_dump_json()),
+        },
+        "stages": [{k: v for k, v in record.items() if k != "claims"} for record in state.records],
+    }
+    write_atomic(state.folder / "records.json", json.dumps(records, indent=1).encode())
+    page = render(records, state.folder)
+    return {"page": page.name}
+
+
+def _accuracy(model: ViT, part: data.Part) -> float:
+    return float((predict(model, part).argmax(1).numpy() == part.labels).mean())
+
+
+def _sample_indices(predictions: np.ndarray, labels: np.ndarray, count: int) -> list[int]:
+    """The first wrong ones (at most a third of the samples), then the first right ones, in order."""
+    wrong = np.flatnonzero(predictions != labels)[: count // 3]
+    right = np.flatnonzero(predictions == labels)[: count - len(wrong)]
+    return sorted(int(index) for index in np.concatenate([wrong, right]))
+
+
+def _finished(folder: Path, key: str) -> dict[str, Any] | None:
+    path = folder / "record.json"
+    if not path.exists():
+        return None
+    try:
+        saved = json.loads(path.read_text())
+        record: dict[str, Any] = saved["record"]
+        return record if saved["key"] == key else None
+    except (json.JSONDecodeError, KeyError, TypeError):
+        raise FailureError(f"{path}: damaged; delete the folder {folder} to do this stage again") from None
+
+
+def _drop_later_stages(state: Run) -> None:
+    """Remove folders of stages that the recipe no longer has, so that the folder shows one run only."""
+    wanted = {state.stage_folder(index).name for index in range(len(state.recipe.stages))}
+    for folder in state.folder.glob("[0-9][0-9]-*"):
+        if folder.is_dir() and folder.name not in wanted:
+            shutil.rmtree(folder)
+
+
+def _checkpoint_name(key: str) -> str:
+    return f"checkpoint-{key[:16]}.safetensors"
+
+
+def _hash(*parts: object) -> str:
+    plain = [part.model_dump_json() if isinstance(part, BaseModel) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+
+
+def _fingerprint(dataset: ImageDataset) -> int:
+    """A checksum of the images and labels: a data set that changed on the disk is another data set."""
+    crc = 0
+    for part in (dataset.train, dataset.validation, dataset.test):
+        crc = zlib.crc32(np.ascontiguousarray(part.images), zlib.crc32(np.ascontiguousarray(part.labels), crc))
+    return crc
+
+
+def _commit() -> str | None:
+    """The commit of the source tree that runs, or None where it is not one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _announce(state: Run) -> None:
+    parts = ", ".join(f"{len(getattr(state.data, n).labels):,} {n}" for n in ("train", "validation", "test"))
+    height, width, channels = state.data.image_shape
+    parameters = state.model().num_parameters()
+    state.console.print(
+        f"[bold]{state.recipe.name}[/bold]: {state.data.name} {height}x{width}x{channels} ({parts}), "
+        f"{parameters:,} parameters, {4 * parameters:,} bytes in fp32; results in {state.folder}"
+    )
+
+
+def _summary_line(record: dict[str, Any]) -> str:
+    stage, seconds = record["stage"], record["seconds"]
+    if "test_accuracy" in record:
+        text = (
+            f"validation {record['validation_accuracy']:.2%}, test {record['test_accuracy']:.2%} (simulated), "
+            f"zeros {record['sparsity']:.1%}"
+        )
+    elif stage == "export":
+        ratio = record["fp32_bytes"] / record["file_bytes"]
+        text = f"{record['file_bytes']:,} bytes, {ratio:.2f} times under fp32; arena {record['arena_bytes']:,} bytes"
+    elif stage == "evaluate":
+        text = (
+            f"test {record['accuracy']:.2%} measured on the file ({record['examples']:,} examples), "
+            f"{record['differing_predictions']} predictions differ from the simulation, "
+            f"largest logit difference {record['max_logit_difference']:.2g}"
+        )
+    else:
+        text = record["page"]
+    return f"[green]done[/green] {stage:<9} {seconds:7.1f} s  {text}"

@@ -1,0 +1,164 @@
+"""What each op computes, in numpy, over a batch: THE definition that every kernel equals bit for bit (docs/format.md).
+
+Every function takes `inputs` [B, rows, cols] in slot order, `tensors` (int8 levels or float32 values, [rows, cols]) and
+the attributes, and gives its outputs [B, rows, cols] in slot order, scratch left out. `ops` has checked all shapes.
+Float steps are single float32 roundings; callers silence the floating-point flags, overflow being defined.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lilliput.program.mathfn import (
+    INT8_MAX,
+    TINY,
+    Float,
+    Int8,
+    clamp,
+    exp,
+    gelu,
+    lane_sum,
+    max_from_first,
+    max_from_zero,
+    quantize_rows,
+    relu,
+)
+
+Array = NDArray[Any]
+Attributes = Mapping[str, int | float]
+Function = Callable[[Sequence[Array], Sequence[Array], Attributes], tuple[Array, ...]]
+
+EXACT_IN_FLOAT32 = 2**24 // (127 * 127)  # sums of so many level products stay integers that float32 holds
+
+
+def normalize(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    """`x * scale[c] + shift[c]` of u8 pixels."""
+    scale, shift = tensors
+    return (inputs[0].astype(np.float32) * scale + shift,)
+
+
+def unfold(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    """Windows in row-major order; columns run (ky, kx, c); outside the image is +0."""
+    height, width, kernel, stride, padding = (
+        int(attributes[name]) for name in ("height", "width", "kernel", "stride", "padding")
+    )
+    batch, _, channels = inputs[0].shape
+    image = inputs[0].reshape(batch, height, width, channels)
+    image = np.pad(image, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    windows = np.lib.stride_tricks.sliding_window_view(image, (kernel, kernel), axis=(1, 2))
+    windows = windows[:, ::stride, ::stride]  # [B, oh, ow, C, ky, kx]
+    out_height, out_width = windows.shape[1:3]
+    columns = windows.transpose(0, 1, 2, 4, 5, 3)
+    return (np.ascontiguousarray(columns).reshape(batch, out_height * out_width, kernel * kernel * channels),)
+
+
+def quantize(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    """`quantize_row` of each row, its columns padded with 0 to a multiple of 8."""
+    levels, scale = quantize_rows(inputs[0])
+    return np.pad(levels, ((0, 0), (0, 0), (0, -levels.shape[2] % 8))), scale
+
+
+def level_products(x: Int8, weight: Int8) -> NDArray[np.int32]:
+    """Exact integer products x [..., R, K] times weight [..., N, K], transposed: int32 [..., R, N].
+
+    A float product of integers is exact while no partial sum needs more bits than the mantissa has, and BLAS is fast.
+    """
+    dtype: type[np.floating[Any]] = np.float32 if x.shape[-1] <= EXACT_IN_FLOAT32 else np.float64
+    product: Array = np.matmul(x.astype(dtype), weight.astype(dtype).swapaxes(-1, -2))
+    return product.astype(np.int32)
+
+
+def _affine(inputs: Sequence[Array], tensors: Sequence[Array]) -> Float:
+    x, x_scale = inputs[:2]
+    codes, scale, bias = tensors
+    batch, rows, _ = x.shape
+    sums = level_products(x[:, :, : codes.shape[1]].reshape(batch * rows, -1), codes)
+    y: Float = sums.astype(np.float32).reshape(batch, rows, -1) * scale
+    y *= x_scale
+    y += bias
+    return y
+
+
+def linear(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    """`act((float(acc) * scale[n]) * xscale[r] + bias[n])`."""
+    y = _affine(inputs, tensors)
+    return ((lambda value: value, relu, gelu)[int(attributes["activation"])](y),)
+
+
+def linear_add(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    """`((float(acc) * scale[n]) * xscale[r] + bias[n]) + residual[r, n]`."""
+    return (_affine(inputs, tensors) + inputs[2],)
+
+
+def layer_norm(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    """LayerNorm over the columns; both sums in 16 lanes."""
+    (x,) = inputs
+    gamma, beta = tensors
+    width, eps, one = np.float32(x.shape[-1]), np.float32(attributes["eps"]), np.float32(1)
+    mean = (lane_sum(x) / width)[..., None]
+    d = x - mean
+    variance = (lane_sum(d * d) / width)[..., None]
+    r = one / np.sqrt(variance + eps)
+    return ((d * r) * gamma + beta,)
+
+
+def attention(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    """Full attention, both products integer; columns are q, k, v blocks with the heads inside."""
+    num_heads, head_dim = int(attributes["num_heads"]), int(attributes["head_dim"])
+    batch, tokens, _ = inputs[0].shape
+    heads = inputs[0].reshape(batch, tokens, 3, num_heads, head_dim)
+    out = np.empty((batch, tokens, num_heads, head_dim), np.float32)
+    for head in range(num_heads):
+        q, k, v = (heads[:, :, block, head] for block in range(3))
+        out[:, :, head] = _attend(q, k, v, np.float32(attributes["logit_scale"]))
+    return (out.reshape(batch, tokens, num_heads * head_dim),)
+
+
+def _attend(q: Float, k: Float, v: Float, logit_scale: np.float32) -> Float:
+    """One head, [B, T, dh] each; a row of [B, T(query), T(key)] is one query's."""
+    (q_levels, q_scale), (k_levels, k_scale), (v_levels, v_scale) = map(quantize_rows, (q, k, v))
+    logits = level_products(q_levels, k_levels).astype(np.float32)
+    logits *= q_scale * logit_scale
+    logits *= k_scale.swapaxes(1, 2)
+    logits -= max_from_first(logits)[..., None]
+    e = exp(logits)
+    z = lane_sum(e)[..., None]
+    g = e * v_scale.swapaxes(1, 2)
+    w = max_from_zero(g)[..., None]
+    alive = w >= TINY
+    inv: Float = (INT8_MAX / np.where(alive, w, np.float32(1))).astype(np.float32)
+    p = np.rint(clamp(g * inv, np.float32(0), INT8_MAX)).astype(np.int8)
+    f = (w / INT8_MAX) / z
+    y = level_products(p, v_levels.swapaxes(1, 2)).astype(np.float32) * f
+    return np.where(alive, y, np.float32(0))
+
+
+def prepend_token(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    """Row 0 is `level * scale`; the rest is the input."""
+    (x,) = inputs
+    codes, scale = tensors
+    token = np.broadcast_to(codes.astype(np.float32) * scale, (len(x), 1, x.shape[2]))
+    return (np.concatenate([token, x], axis=1),)
+
+
+def add_positions(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    """`x + level * scale[t]`."""
+    codes, scale = tensors
+    return (inputs[0] + codes.astype(np.float32) * scale.T,)
+
+
+def select_row(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    """`x[row]`."""
+    row = int(attributes["row"])
+    return (inputs[0][:, row : row + 1],)
+
+
+def mean_rows(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    """Column means, rows added in order."""
+    (x,) = inputs
+    total = np.zeros((len(x), 1, x.shape[2]), np.float32)
+    for row in range(x.shape[1]):
+        total += x[:, row : row + 1]
+    return (total / np.float32(x.shape[1]),)

@@ -1,0 +1,330 @@
+"""The closed table of operations: ids, slots, attributes, shape rules and reference functions (docs/format.md, "Ops").
+
+Adding an op: a row here, its function in op_functions.py, its row in docs/format.md, its kernel in runtime/c.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from lilliput.errors import ArtifactError
+from lilliput.program import op_functions
+from lilliput.program.formats import round_up
+from lilliput.program.op_functions import Attributes, Function
+
+ACTIVATIONS: dict[str, int] = {"none": 0, "relu": 1, "gelu": 2}
+MAX_PRODUCT_LENGTH = 65536  # 127 * 127 * 65536 < 2^31: an int32 sum cannot overflow
+U32_MAX = 2**32 - 1
+
+
+class Shape(NamedTuple):
+    """Rows and columns of a buffer or tensor."""
+
+    rows: int
+    cols: int
+
+    def __str__(self) -> str:
+        return f"{self.rows} x {self.cols}"
+
+
+class BufferSlot(NamedTuple):
+    """An input or output: `scratch` marks working memory without defined content."""
+
+    name: str
+    dtype: str
+    scratch: bool = False
+
+
+class TensorSlot(NamedTuple):
+    """A constant: `formats` allowed there, its layout, and whether it must be >= 0."""
+
+    name: str
+    formats: tuple[str, ...]
+    layout: str = "rows"
+    is_scale: bool = False
+
+
+class Attribute(NamedTuple):
+    """A u32 within [minimum, maximum], or (`is_float`) any finite float32 unless the shape rule says more."""
+
+    name: str
+    minimum: int = 0
+    maximum: int = U32_MAX
+    is_float: bool = False
+
+
+@dataclass(frozen=True)
+class Operands:
+    """What a shape rule sees: shapes in slot order, and the attributes (ints already within their range)."""
+
+    inputs: tuple[Shape, ...]
+    tensors: tuple[Shape, ...]
+    attributes: Mapping[str, int | float]
+
+    def integer(self, name: str) -> int:
+        """A u32 attribute."""
+        value = self.attributes[name]
+        assert isinstance(value, int)
+        return value
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """One row of the table. `shapes` gives the outputs' shapes or raises ArtifactError; `function` is the meaning."""
+
+    id: int
+    inputs: tuple[BufferSlot, ...]
+    outputs: tuple[BufferSlot, ...]
+    tensors: tuple[TensorSlot, ...]
+    attributes: tuple[Attribute, ...]
+    shapes: Callable[[Operands], tuple[Shape, ...]]
+    function: Function
+
+
+def attention_scratch_bytes(tokens: int, head_dim: int) -> int:
+    """Bytes of working memory that `attention` needs."""
+    padded_tokens, padded_dim = round_up(tokens, 16), round_up(head_dim, 16)
+    levels = 2 * padded_tokens * padded_dim + round_up(head_dim, 64)
+    scales = 3 * 4 * padded_tokens + round_up(tokens, 64)
+    return round_up(levels + scales, 64)
+
+
+def _expect(what: str, shape: Shape, rows: int, cols: int) -> None:
+    if shape != (rows, cols):
+        raise ArtifactError(f"{what} is {shape}; must be {rows} x {cols}")
+
+
+def _at_most(what: str, value: int, limit: int) -> None:
+    if value > limit:
+        raise ArtifactError(f"{what} is {value}; must be at most {limit}")
+
+
+def _normalize_shapes(operands: Operands) -> tuple[Shape, ...]:
+    (x,) = operands.inputs
+    for name, tensor in zip(("scale", "shift"), operands.tensors, strict=True):
+        _expect(name, tensor, 1, x.cols)
+    return (x,)
+
+
+def _unfold_shapes(operands: Operands) -> tuple[Shape, ...]:
+    (x,) = operands.inputs
+    height, width, kernel, stride, padding = (
+        operands.integer(name) for name in ("height", "width", "kernel", "stride", "padding")
+    )
+    if height * width != x.rows:
+        raise ArtifactError(f"height {height} times width {width} is not the input's {x.rows} rows")
+    if padding >= kernel:
+        raise ArtifactError(f"padding is {padding}; must be below kernel {kernel}")
+    _at_most("kernel", kernel, min(height, width) + 2 * padding)
+    out_height = (height + 2 * padding - kernel) // stride + 1
+    out_width = (width + 2 * padding - kernel) // stride + 1
+    return (Shape(out_height * out_width, kernel * kernel * x.cols),)
+
+
+def _quantize_shapes(operands: Operands) -> tuple[Shape, ...]:
+    (x,) = operands.inputs
+    return (Shape(x.rows, round_up(x.cols, 8)), Shape(x.rows, 1))
+
+
+def _linear_shapes(operands: Operands) -> tuple[Shape, ...]:
+    x, x_scale = operands.inputs[:2]
+    codes, scale, bias = operands.tensors
+    _at_most("codes' cols (K)", codes.cols, MAX_PRODUCT_LENGTH)
+    _expect("input", x, x.rows, round_up(codes.cols, 8))
+    _expect("input scale", x_scale, x.rows, 1)
+    _expect("scale", scale, 1, codes.rows)
+    _expect("bias", bias, 1, codes.rows)
+    return (Shape(x.rows, codes.rows),)
+
+
+def _linear_add_shapes(operands: Operands) -> tuple[Shape, ...]:
+    (y,) = _linear_shapes(operands)
+    _expect("residual", operands.inputs[2], *y)
+    return (y,)
+
+
+def _layer_norm_shapes(operands: Operands) -> tuple[Shape, ...]:
+    (x,) = operands.inputs
+    for name, tensor in zip(("gamma", "beta"), operands.tensors, strict=True):
+        _expect(name, tensor, 1, x.cols)
+    if not operands.attributes["eps"] > 0:
+        raise ArtifactError(f"eps is {operands.attributes['eps']}; must be above 0")
+    return (x,)
+
+
+def _attention_shapes(operands: Operands) -> tuple[Shape, ...]:
+    (x,) = operands.inputs
+    num_heads, head_dim = operands.integer("num_heads"), operands.integer("head_dim")
+    _expect("input", x, x.rows, 3 * num_heads * head_dim)
+    _at_most("number of tokens", x.rows, MAX_PRODUCT_LENGTH)
+    return (Shape(x.rows, num_heads * head_dim), Shape(1, attention_scratch_bytes(x.rows, head_dim)))
+
+
+def _prepend_token_shapes(operands: Operands) -> tuple[Shape, ...]:
+    (x,) = operands.inputs
+    codes, scale = operands.tensors
+    _expect("codes", codes, 1, x.cols)
+    _expect("scale", scale, 1, 1)
+    return (Shape(x.rows + 1, x.cols),)
+
+
+def _add_positions_shapes(operands: Operands) -> tuple[Shape, ...]:
+    (x,) = operands.inputs
+    codes, scale = operands.tensors
+    _expect("codes", codes, *x)
+    _expect("scale", scale, 1, x.rows)
+    return (x,)
+
+
+def _select_row_shapes(operands: Operands) -> tuple[Shape, ...]:
+    (x,) = operands.inputs
+    _at_most("row", operands.integer("row"), x.rows - 1)
+    return (Shape(1, x.cols),)
+
+
+def _mean_rows_shapes(operands: Operands) -> tuple[Shape, ...]:
+    (x,) = operands.inputs
+    return (Shape(1, x.cols),)
+
+
+CODES = ("int8", "int4", "pot4")
+_X = BufferSlot("input", "f32")
+_Y = BufferSlot("output", "f32")
+_LEVELS = BufferSlot("input", "i8")
+_LEVELS_SCALE = BufferSlot("input scale", "f32")
+_SCALE = TensorSlot("scale", ("bf16",), is_scale=True)
+_LINEAR_TENSORS = (TensorSlot("codes", CODES, "tiles"), _SCALE, TensorSlot("bias", ("bf16",)))
+_LINEAR_ATTRIBUTES = (Attribute("activation", 0, max(ACTIVATIONS.values())),)
+_EMBEDDING_TENSORS = (TensorSlot("codes", CODES), _SCALE)
+
+OPS: dict[str, OpSpec] = {
+    "normalize": OpSpec(
+        id=1,
+        inputs=(BufferSlot("input", "u8"),),
+        outputs=(_Y,),
+        tensors=(TensorSlot("scale", ("f32",)), TensorSlot("shift", ("f32",))),
+        attributes=(),
+        shapes=_normalize_shapes,
+        function=op_functions.normalize,
+    ),
+    "unfold": OpSpec(
+        id=2,
+        inputs=(_X,),
+        outputs=(_Y,),
+        tensors=(),
+        attributes=(
+            Attribute("height", 1),
+            Attribute("width", 1),
+            Attribute("kernel", 1),
+            Attribute("stride", 1),
+            Attribute("padding"),
+        ),
+        shapes=_unfold_shapes,
+        function=op_functions.unfold,
+    ),
+    "quantize": OpSpec(
+        id=3,
+        inputs=(_X,),
+        outputs=(BufferSlot("levels", "i8"), BufferSlot("scale", "f32")),
+        tensors=(),
+        attributes=(),
+        shapes=_quantize_shapes,
+        function=op_functions.quantize,
+    ),
+    "linear": OpSpec(
+        id=4,
+        inputs=(_LEVELS, _LEVELS_SCALE),
+        outputs=(_Y,),
+        tensors=_LINEAR_TENSORS,
+        attributes=_LINEAR_ATTRIBUTES,
+        shapes=_linear_shapes,
+        function=op_functions.linear,
+    ),
+    "linear_add": OpSpec(
+        id=5,
+        inputs=(_LEVELS, _LEVELS_SCALE, BufferSlot("residual", "f32")),
+        outputs=(_Y,),
+        tensors=_LINEAR_TENSORS,
+        attributes=(),
+        shapes=_linear_add_shapes,
+        function=op_functions.linear_add,
+    ),
+    "layer_norm": OpSpec(
+        id=6,
+        inputs=(_X,),
+        outputs=(_Y,),
+        tensors=(TensorSlot("gamma", ("bf16",)), TensorSlot("beta", ("bf16",))),
+        attributes=(Attribute("eps", is_float=True),),
+        shapes=_layer_norm_shapes,
+        function=op_functions.layer_norm,
+    ),
+    "attention": OpSpec(
+        id=7,
+        inputs=(_X,),
+        outputs=(_Y, BufferSlot("scratch", "u8", scratch=True)),
+        tensors=(),
+        attributes=(
+            Attribute("num_heads", 1),
+            Attribute("head_dim", 1, MAX_PRODUCT_LENGTH),
+            Attribute("logit_scale", is_float=True),
+        ),
+        shapes=_attention_shapes,
+        function=op_functions.attention,
+    ),
+    "prepend_token": OpSpec(
+        id=8,
+        inputs=(_X,),
+        outputs=(_Y,),
+        tensors=_EMBEDDING_TENSORS,
+        attributes=(),
+        shapes=_prepend_token_shapes,
+        function=op_functions.prepend_token,
+    ),
+    "add_positions": OpSpec(
+        id=9,
+        inputs=(_X,),
+        outputs=(_Y,),
+        tensors=_EMBEDDING_TENSORS,
+        attributes=(),
+        shapes=_add_positions_shapes,
+        function=op_functions.add_positions,
+    ),
+    "select_row": OpSpec(
+        id=10,
+        inputs=(_X,),
+        outputs=(_Y,),
+        tensors=(),
+        attributes=(Attribute("row"),),
+        shapes=_select_row_shapes,
+        function=op_functions.select_row,
+    ),
+    "mean_rows": OpSpec(
+        id=11,
+        inputs=(_X,),
+        outputs=(_Y,),
+        tensors=(),
+        attributes=(),
+        shapes=_mean_rows_shapes,
+        function=op_functions.mean_rows,
+    ),
+}
+
+
+def check_attributes(spec: OpSpec, attributes: Attributes) -> None:
+    """Names, types and ranges.
+
+    Raises:
+        ArtifactError: naming the attribute, its value and what is allowed.
+    """
+    names = [attribute.name for attribute in spec.attributes]
+    if list(attributes) != names:
+        raise ArtifactError(f"attributes are {list(attributes)}; must be {names}, in this order")
+    for attribute in spec.attributes:
+        value = attributes[attribute.name]
+        if attribute.is_float:
+            if not isinstance(value, float) or not math.isfinite(value):
+                raise ArtifactError(f"{attribute.name} is {value}; must be a finite float")
+        elif not isinstance(value, int) or not attribute.minimum <= value <= attribute.maximum:
+            allowed = f"{attribute.minimum} to {attribute.maximum}"
+            raise ArtifactError(f"{attribute.name} is {value}; must be an integer, {allowed}")

@@ -1,0 +1,235 @@
+"""Every MUST of docs/format.md that concerns a program (section 1 and its metadata). Nothing here executes it."""
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lilliput.errors import ArtifactError
+from lilliput.program.formats import FLOAT_FORMATS, FORMAT_IDS, LAYOUT_IDS, WEIGHT_FORMATS, round_bf16, round_up
+from lilliput.program.ops import OPS, Operands, OpSpec, Shape, check_attributes
+from lilliput.program.plan import ALIGNMENT, lifetimes
+
+if TYPE_CHECKING:
+    from lilliput.program.program import Buffer, Op, Program, Tensor
+
+ROLES = ("weight", "bias", "norm", "embedding", "scale", "constant")
+MAX_SIDE = 2**24
+MAX_BYTES = 2**31 - 1
+MAX_RECORDS = 65535
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ArtifactError(message)
+
+
+def check_program(program: "Program") -> None:
+    """See `Program.validate`."""
+    for name, records in (("buffers", program.buffers), ("tensors", program.tensors), ("ops", program.ops)):
+        _require(len(records) <= MAX_RECORDS, f"{len(records)} {name}; at most {MAX_RECORDS} are allowed")
+    check_side_buffers(program.buffers, program.input, program.output)
+    for index, buffer in enumerate(program.buffers):
+        check_buffer(f"buffer {index}", buffer)
+    for index, tensor in enumerate(program.tensors):
+        _check_tensor(f"tensor {index} ({tensor.name})", tensor)
+    for index, op in enumerate(program.ops):
+        _require(op.kind in OPS, f"op {index}: kind is {op.kind}; must be one of {', '.join(OPS)}")
+        try:
+            _check_op(program, op, OPS[op.kind])
+        except ArtifactError as error:
+            raise ArtifactError(f"op {index} ({op.kind}): {error}") from None
+    _check_flow(program)
+    _check_arena(program)
+    check_metadata(program.metadata, program.buffers[program.input], program.buffers[program.output])
+    _check_golden(program)
+
+
+def check_side_buffers(buffers: "Sequence[Buffer]", input_index: int, output_index: int) -> None:
+    """The caller's two buffers exist and are what they must be."""
+    for side, index, dtype in (("input", input_index, "u8"), ("output", output_index, "f32")):
+        _require(0 <= index < len(buffers), f"{side} buffer is {index}; there are {len(buffers)} buffers")
+        buffer = buffers[index]
+        _require(buffer.dtype == dtype, f"{side} buffer {index}: dtype is {buffer.dtype}; must be {dtype}")
+        _require(buffer.offset == 0, f"{side} buffer {index}: arena offset is {buffer.offset}; must be 0")
+    rows = buffers[output_index].rows
+    _require(rows == 1, f"output buffer {output_index}: rows is {rows}; must be 1")
+
+
+def check_sides(where: str, rows: int, cols: int) -> None:
+    """Rows and columns within their limits."""
+    for name, value in (("rows", rows), ("cols", cols)):
+        _require(1 <= value <= MAX_SIDE, f"{where}: {name} is {value}; must be 1 to {MAX_SIDE}")
+
+
+def check_buffer(where: str, buffer: "Buffer") -> None:
+    """One buffer record on its own."""
+    check_sides(where, buffer.rows, buffer.cols)
+    _require(buffer.num_bytes <= MAX_BYTES, f"{where}: takes {buffer.num_bytes} bytes; at most {MAX_BYTES} are allowed")
+    _require(
+        buffer.offset % ALIGNMENT == 0, f"{where}: arena offset is {buffer.offset}; must be a multiple of {ALIGNMENT}"
+    )
+
+
+def check_tensor_record(where: str, format_name: str, layout: str, rows: int, cols: int, stored: int) -> None:
+    """One tensor record on its own, without its values."""
+    check_sides(where, rows, cols)
+    if format_name in FLOAT_FORMATS:
+        _require(layout == "rows", f"{where}: layout is {layout}; format {format_name} must have layout rows")
+    _require(stored <= MAX_BYTES, f"{where}: takes {stored} bytes; at most {MAX_BYTES} are allowed")
+
+
+def _check_tensor(where: str, tensor: "Tensor") -> None:
+    values = tensor.values
+    _require(tensor.role in ROLES, f"{where}: role is {tensor.role!r}; must be one of {', '.join(ROLES)}")
+    _require(
+        tensor.format in FORMAT_IDS, f"{where}: format is {tensor.format!r}; must be one of {', '.join(FORMAT_IDS)}"
+    )
+    _require(
+        tensor.layout in LAYOUT_IDS, f"{where}: layout is {tensor.layout!r}; must be one of {', '.join(LAYOUT_IDS)}"
+    )
+    dtype = np.dtype(np.int8 if tensor.is_codes else np.float32)
+    _require(
+        values.ndim == 2 and values.dtype == dtype,
+        f"{where}: values are {values.dtype} with shape {values.shape}; must be {dtype} with two axes",
+    )
+    check_tensor_record(where, tensor.format, tensor.layout, tensor.rows, tensor.cols, tensor.stored_bytes)
+    if tensor.is_codes:
+        try:
+            WEIGHT_FORMATS[tensor.format].encode(values)
+        except ArtifactError as error:
+            raise ArtifactError(f"{where}: {error}") from None
+        return
+    wrong = ~np.isfinite(values)
+    _require(not wrong.any(), f"{where}: holds {values[wrong][:1]}; every constant must be finite")
+    if tensor.format == "bf16":
+        wrong = round_bf16(values) != values
+        _require(
+            not wrong.any(), f"{where}: holds {values[wrong][:1]}; must be a bfloat16 (formats.round_bf16 makes it one)"
+        )
+
+
+def _check_op(program: "Program", op: "Op", spec: OpSpec) -> None:
+    check_attributes(spec, op.attributes)
+    for what, indices, slots, count in (
+        ("inputs", op.inputs, spec.inputs, len(program.buffers)),
+        ("outputs", op.outputs, spec.outputs, len(program.buffers)),
+        ("tensors", op.tensors, spec.tensors, len(program.tensors)),
+    ):
+        _require(len(indices) == len(slots), f"has {len(indices)} {what}; must have {len(slots)}")
+        for index in indices:
+            _require(0 <= index < count, f"{what}: index {index} is out of range; there are {count}")
+    for indices, slots in ((op.inputs, spec.inputs), (op.outputs, spec.outputs)):
+        for index, slot in zip(indices, slots, strict=True):
+            dtype = program.buffers[index].dtype
+            _require(dtype == slot.dtype, f"{slot.name} (buffer {index}) is {dtype}; must be {slot.dtype}")
+    _check_op_tensors(program, op, spec)
+    inputs = tuple(Shape(program.buffers[index].rows, program.buffers[index].cols) for index in op.inputs)
+    tensors = tuple(Shape(program.tensors[index].rows, program.tensors[index].cols) for index in op.tensors)
+    shapes = spec.shapes(Operands(inputs, tensors, op.attributes))
+    for index, slot, shape in zip(op.outputs, spec.outputs, shapes, strict=True):
+        is_shape = Shape(program.buffers[index].rows, program.buffers[index].cols)
+        _require(is_shape == shape, f"{slot.name} (buffer {index}) is {is_shape}; must be {shape}")
+
+
+def _check_op_tensors(program: "Program", op: "Op", spec: OpSpec) -> None:
+    for index, slot in zip(op.tensors, spec.tensors, strict=True):
+        tensor = program.tensors[index]
+        where = f"{slot.name} (tensor {index})"
+        _require(
+            tensor.format in slot.formats, f"{where} has format {tensor.format}; must be {' or '.join(slot.formats)}"
+        )
+        _require(tensor.layout == slot.layout, f"{where} has layout {tensor.layout}; must be {slot.layout}")
+        if slot.is_scale:
+            _require(bool((tensor.values >= 0).all()), f"{where} holds {tensor.values.min()}; a scale must be >= 0")
+
+
+def _check_flow(program: "Program") -> None:
+    """Each buffer but the input is written by exactly one op, before any op reads it; no op reads scratch."""
+    readable = {program.input: True}  # buffer -> whether ops may read it
+    for index, op in enumerate(program.ops):
+        where = f"op {index} ({op.kind})"
+        for buffer in op.inputs:
+            _require(buffer in readable, f"{where}: reads buffer {buffer} before any op has written it")
+            _require(readable[buffer], f"{where}: reads buffer {buffer}, which is scratch")
+        for buffer, slot in zip(op.outputs, OPS[op.kind].outputs, strict=True):
+            if buffer in readable:
+                what = "is the input" if buffer == program.input else "has already been written"
+                raise ArtifactError(f"{where}: writes buffer {buffer}, which {what}")
+            readable[buffer] = not slot.scratch
+    for index in range(len(program.buffers)):
+        _require(index in readable, f"buffer {index}: no op writes it")
+
+
+def _check_arena(program: "Program") -> None:
+    """Buffers alive together never overlap, and the arena's size is as said."""
+    alive = lifetimes(program.ops)
+    dying: dict[int, list[int]] = {}
+    for buffer, lifetime in alive.items():
+        dying.setdefault(lifetime.last, []).append(buffer)
+    taken: list[tuple[int, int, int]] = []  # (offset, end, buffer) of what is alive, sorted and disjoint
+    arena = 0
+    for index, op in enumerate(program.ops):
+        for buffer in op.outputs:
+            if buffer != program.output:
+                entry = _extent(program, buffer)
+                arena = max(arena, entry[1])
+                _insert_disjoint(taken, entry)
+        for buffer in dying.get(index, []):
+            if buffer != program.output:
+                del taken[bisect_left(taken, _extent(program, buffer))]
+    arena = round_up(arena, ALIGNMENT)
+    _require(program.arena_bytes <= MAX_BYTES, f"arena bytes is {program.arena_bytes}; must be at most {MAX_BYTES}")
+    _require(program.arena_bytes == arena, f"arena bytes is {program.arena_bytes}; the buffers need {arena}")
+
+
+def _extent(program: "Program", index: int) -> tuple[int, int, int]:
+    buffer = program.buffers[index]
+    return buffer.offset, buffer.offset + buffer.num_bytes, index
+
+
+def _insert_disjoint(taken: list[tuple[int, int, int]], entry: tuple[int, int, int]) -> None:
+    start, end, buffer = entry
+    place = bisect_left(taken, entry)
+    for other_start, other_end, other in taken[max(place - 1, 0) : place + 1]:
+        _require(
+            end <= other_start or other_end <= start,
+            f"buffer {buffer}: arena bytes {start} to {end} overlap those of buffer {other}, which is alive with it",
+        )
+    insort(taken, entry)
+
+
+def check_metadata(metadata: Any, source: "Buffer", result: "Buffer") -> None:
+    """The fields for people. `source` and `result` are the input and the output buffer."""
+    _require(isinstance(metadata.get("task"), str), f"metadata: task is {metadata.get('task')!r}; must be a string")
+    labels = metadata.get("labels")
+    _require(
+        isinstance(labels, list) and all(isinstance(label, str) for label in labels),
+        "metadata: labels must be a list of strings",
+    )
+    _require(len(labels) == result.cols, f"metadata: {len(labels)} labels; the output has {result.cols} columns")
+    image = metadata.get("image")
+    sides = ("height", "width", "channels")
+    _require(
+        isinstance(image, dict) and all(type(image.get(side)) is int and image[side] >= 1 for side in sides),
+        f"metadata: image is {str(image)[:80]}; must hold height, width and channels, integers >= 1",
+    )
+    height, width, channels = (image[side] for side in sides)
+    _require(
+        height * width == source.rows and channels == source.cols,
+        f"metadata: image is {height} x {width} x {channels}; the input buffer is {source.rows} x {source.cols}",
+    )
+
+
+def _check_golden(program: "Program") -> None:
+    source, result = program.buffers[program.input], program.buffers[program.output]
+    count = len(program.golden_inputs)
+    for name, array, dtype, shape in (
+        ("inputs", program.golden_inputs, np.dtype(np.uint8), (count, source.rows, source.cols)),
+        ("outputs", program.golden_outputs, np.dtype(np.float32), (count, 1, result.cols)),
+    ):
+        _require(
+            array.dtype == dtype and array.shape == shape,
+            f"golden {name} are {array.dtype} with shape {array.shape}; must be {dtype} with shape {shape}",
+        )

@@ -1,0 +1,162 @@
+"""What is in a `model.lil`: every byte accounted for, zeros counted on the decoded codes, ops and buffer plan."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from lilliput import artifact
+from lilliput.program import cost
+from lilliput.program.formats import round_up
+from lilliput.program.plan import ALIGNMENT, lifetimes
+from lilliput.program.program import Program, Tensor
+
+# What the bytes of a file hold. Every byte belongs to exactly one of these.
+CATEGORIES: dict[str, str] = {
+    "codes": "codes of weights and embeddings",
+    "scales": "scales",
+    "vectors": "biases, norms and constants",
+    "metadata": "metadata (labels, provenance)",
+    "golden": "golden examples",
+    "tables": "header and tables",
+    "padding": "alignment",
+}
+
+
+def inspect_file(path: str | Path) -> dict[str, Any]:
+    """Decode a file and account for every byte of it, as plain values for JSON.
+
+    Keys: file; file_bytes; fp32_bytes (4 x parameters); parameters; weights and nonzero_weights (elements of role
+    `weight`); sparsity; arena_bytes; macs (of one example); formats (format -> weights stored in it); golden_examples;
+    bytes (category of `CATEGORIES` -> bytes; they add up to file_bytes); layers and tensors (in the file's order); ops;
+    buffers (with place, offset, and first and last op of their life); metadata.
+
+    Raises:
+        ArtifactError: the file is missing, damaged or foreign.
+    """
+    path = Path(path)
+    program = artifact.read(path)
+    data = path.read_bytes()
+    counts = cost.parameter_counts(program)
+    tensors = [_tensor(tensor) for tensor in program.tensors]
+    sizes = _bytes_by_category(program, artifact.sections(data))
+    assert sum(sizes.values()) == len(data), f"{sizes} do not add up to {len(data)} bytes"
+    return {
+        "file": str(path),
+        "file_bytes": len(data),
+        "fp32_bytes": counts.fp32_bytes,
+        "parameters": counts.parameters,
+        "weights": counts.weights,
+        "nonzero_weights": counts.nonzero_weights,
+        "sparsity": counts.sparsity,
+        "arena_bytes": program.arena_bytes,
+        "macs": cost.macs(program),
+        "formats": _formats(tensors),
+        "golden_examples": len(program.golden_inputs),
+        "bytes": sizes,
+        "layers": _layers(tensors),
+        "tensors": tensors,
+        "ops": list(_ops(program)),
+        "buffers": list(_buffers(program)),
+        "metadata": dict(program.metadata),
+    }
+
+
+def layer_name(tensor_name: str) -> str:
+    """Layer of a tensor: `blocks.0.mlp.fc1.weight` -> `blocks.0`, `head.bias` -> `head`, `positions` -> `positions`."""
+    parts = tensor_name.split(".")
+    return ".".join(parts[:2]) if len(parts) > 1 and parts[1].isdigit() else parts[0]
+
+
+def _category(tensor: Tensor) -> str:
+    if tensor.is_codes:
+        return "codes"
+    return "scales" if tensor.role == "scale" else "vectors"
+
+
+def _bytes_by_category(program: Program, sections: list[tuple[int, int]]) -> dict[str, int]:
+    """`sections` are the (offset, bytes) of the file's table: buffers, tensors, ops, constants, metadata, golden."""
+    sizes = dict.fromkeys(CATEGORIES, 0)
+    for tensor in program.tensors:
+        sizes[_category(tensor)] += tensor.stored_bytes
+    constants = sizes["codes"] + sizes["scales"] + sizes["vectors"]
+    sizes["metadata"] = sections[4][1]
+    sizes["golden"] = program.golden_inputs.nbytes + program.golden_outputs.nbytes
+    sizes["tables"] = artifact.HEADER_BYTES + sum(size for _, size in sections[:3])
+    between, end = 0, artifact.HEADER_BYTES
+    for offset, size in sections:
+        between += offset - end
+        end = offset + size
+    sizes["padding"] = between + (sections[3][1] - constants) + (sections[5][1] - sizes["golden"])
+    return sizes
+
+
+def _tensor(tensor: Tensor) -> dict[str, Any]:
+    return {
+        "name": tensor.name,
+        "layer": layer_name(tensor.name),
+        "role": tensor.role,
+        "format": tensor.format,
+        "layout": tensor.layout,
+        "rows": tensor.rows,
+        "cols": tensor.cols,
+        "nonzero": int((tensor.values != 0).sum()),
+        "category": _category(tensor),
+        "bytes": tensor.stored_bytes,
+    }
+
+
+def _formats(tensors: list[dict[str, Any]]) -> dict[str, int]:
+    formats: dict[str, int] = {}
+    for tensor in tensors:
+        if tensor["role"] == "weight":
+            formats[tensor["format"]] = formats.get(tensor["format"], 0) + tensor["rows"] * tensor["cols"]
+    return formats
+
+
+def _layers(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Sums over the tensors of each layer, in the order in which layers first appear."""
+    layers: dict[str, dict[str, Any]] = {}
+    for tensor in tensors:
+        empty = {"layer": tensor["layer"], "weights": 0, "nonzero_weights": 0, "codes": 0, "scales": 0, "vectors": 0}
+        layer = layers.setdefault(tensor["layer"], empty | {"bytes": 0})
+        if tensor["role"] == "weight":
+            layer["weights"] += tensor["rows"] * tensor["cols"]
+            layer["nonzero_weights"] += tensor["nonzero"]
+        layer[tensor["category"]] += tensor["bytes"]
+        layer["bytes"] += tensor["bytes"]
+    return list(layers.values())
+
+
+def _ops(program: Program) -> Iterator[dict[str, Any]]:
+    for op, spent in zip(program.ops, cost.op_costs(program), strict=True):
+        output = program.buffers[op.outputs[0]]
+        yield {
+            "kind": op.kind,
+            "inputs": [program.buffers[index].name for index in op.inputs],
+            "outputs": [program.buffers[index].name for index in op.outputs],
+            "tensors": [program.tensors[index].name for index in op.tensors],
+            "attributes": dict(op.attributes),
+            "shape": [output.rows, output.cols],
+            "macs": spent.macs,
+        }
+
+
+def _buffers(program: Program) -> Iterator[dict[str, Any]]:
+    """The input is alive from the start, the output to the end; both are the caller's memory, not the arena's."""
+    alive = lifetimes(program.ops)
+    for index, buffer in enumerate(program.buffers):
+        place = {program.input: "input", program.output: "output"}.get(index, "arena")
+        readers = [number for number, op in enumerate(program.ops) if index in op.inputs]
+        first, last = alive.get(index, (0, max(readers, default=0)))
+        yield {
+            "name": buffer.name,
+            "place": place,
+            "dtype": buffer.dtype,
+            "rows": buffer.rows,
+            "cols": buffer.cols,
+            "bytes": buffer.num_bytes,
+            "reserved_bytes": round_up(buffer.num_bytes, ALIGNMENT) if place == "arena" else 0,
+            "offset": buffer.offset,
+            "first_op": first,
+            "last_op": len(program.ops) - 1 if place == "output" else last,
+        }

@@ -1,0 +1,145 @@
+/* The fixed records of a `model.lil` (docs/format.md, section 2) and how they are read: always copied out, because a file
+ * may lie at any address. Internal. */
+#ifndef LIL_FORMAT_H
+#define LIL_FORMAT_H
+
+#include <assert.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the records are little-endian and are copied as they are: this target would need byte swaps"
+#endif
+
+#define LIL_VERSION 1u
+#define LIL_FILE_ALIGNMENT 64u
+#define LIL_MAX_DIMENSION (1u << 24) /* rows, cols */
+#define LIL_MAX_DEPTH 65536u         /* K of an integer product: 65536 * 127 * 127 < 2^31 */
+#define LIL_MAX_BYTES 0x7FFFFFFFu    /* a buffer's, a tensor's, the arena's */
+#define LIL_MAX_RECORDS 65535u
+#define LIL_NUM_SECTIONS 6u
+#define LIL_NUM_INPUTS 3
+#define LIL_NUM_OUTPUTS 2
+#define LIL_NUM_TENSORS 3
+#define LIL_NUM_ATTRIBUTES 5
+
+static const uint8_t lil_magic[8] = {0x89, 0x4C, 0x49, 0x4C, 0x0D, 0x0A, 0x1A, 0x0A};
+
+enum { LIL_U8 = 1, LIL_I8 = 2, LIL_F32 = 3 };                                /* buffer dtypes */
+enum { LIL_FORMAT_F32 = 1, LIL_BF16 = 2, LIL_INT8 = 3, LIL_INT4 = 4, LIL_POT4 = 5 }; /* tensor formats */
+enum { LIL_ROWS = 0, LIL_TILES = 1 };                                        /* tensor layouts */
+
+enum {
+    LIL_SECTION_BUFFERS = 1,
+    LIL_SECTION_TENSORS,
+    LIL_SECTION_OPS,
+    LIL_SECTION_CONSTANTS,
+    LIL_SECTION_METADATA,
+    LIL_SECTION_GOLDEN
+};
+
+enum {
+    LIL_NORMALIZE = 1,
+    LIL_UNFOLD,
+    LIL_QUANTIZE,
+    LIL_LINEAR,
+    LIL_LINEAR_ADD,
+    LIL_LAYER_NORM,
+    LIL_ATTENTION,
+    LIL_PREPEND_TOKEN,
+    LIL_ADD_POSITIONS,
+    LIL_SELECT_ROW,
+    LIL_MEAN_ROWS,
+    LIL_NUM_KINDS
+};
+
+typedef struct lil_header {
+    uint8_t magic[8];
+    uint32_t version;
+    uint32_t checksum; /* CRC-32 of the bytes from 16 on */
+    uint64_t file_bytes;
+    uint64_t arena_bytes;
+    uint32_t input;
+    uint32_t output;
+    uint32_t num_sections;
+    uint32_t reserved;
+} lil_header;
+static_assert(sizeof(lil_header) == 48, "the file's header");
+
+typedef struct lil_section {
+    uint32_t kind;
+    uint32_t count;
+    uint64_t offset;
+    uint64_t bytes;
+} lil_section;
+static_assert(sizeof(lil_section) == 24, "the file's section entry");
+
+typedef struct lil_buffer {
+    uint32_t dtype;
+    uint32_t rows;
+    uint32_t cols;
+    uint32_t reserved;
+    uint64_t offset; /* in the arena */
+} lil_buffer;
+static_assert(sizeof(lil_buffer) == 24, "the file's buffer record");
+
+typedef struct lil_tensor {
+    uint16_t format;
+    uint16_t layout;
+    uint32_t rows;
+    uint32_t cols;
+    uint32_t reserved;
+    uint64_t offset; /* in the constants section */
+} lil_tensor;
+static_assert(sizeof(lil_tensor) == 24, "the file's tensor record");
+
+typedef struct lil_op {
+    uint16_t kind;
+    uint16_t in[LIL_NUM_INPUTS];
+    uint16_t out[LIL_NUM_OUTPUTS];
+    uint16_t tensor[LIL_NUM_TENSORS];
+    uint16_t reserved;
+    uint32_t a[LIL_NUM_ATTRIBUTES];
+} lil_op;
+static_assert(sizeof(lil_op) == 40, "the file's op record");
+
+/* Record `i` of a packed array of them; the caller has checked that it is there. */
+static inline lil_buffer lil_buffer_at(const uint8_t *records, uint32_t i) {
+    lil_buffer record;
+    memcpy(&record, records + (size_t)i * sizeof record, sizeof record);
+    return record;
+}
+
+static inline lil_tensor lil_tensor_at(const uint8_t *records, uint32_t i) {
+    lil_tensor record;
+    memcpy(&record, records + (size_t)i * sizeof record, sizeof record);
+    return record;
+}
+
+static inline lil_op lil_op_at(const uint8_t *records, uint32_t i) {
+    lil_op record;
+    memcpy(&record, records + (size_t)i * sizeof record, sizeof record);
+    return record;
+}
+
+static inline float lil_float_from_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* Value `i` of an f32 or a bf16 tensor's bytes. */
+static inline float lil_f32_at(const uint8_t *bytes, size_t i) {
+    float value;
+    memcpy(&value, bytes + 4 * i, sizeof value);
+    return value;
+}
+
+static inline float lil_bf16_at(const uint8_t *bytes, size_t i) {
+    uint16_t upper;
+    memcpy(&upper, bytes + 2 * i, sizeof upper);
+    return lil_float_from_bits((uint32_t)upper << 16);
+}
+
+#endif

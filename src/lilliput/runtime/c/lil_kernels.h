@@ -1,0 +1,82 @@
+/* What lil_run hands to a kernel, and the kernels: one scalar version of each op, in the file of its family. Internal.
+ *
+ * What lil_open and lil_run have proved before a kernel is called, and a kernel therefore relies on:
+ * - shapes, dtypes, formats, layouts and attributes are those of the kind (docs/format.md, "Ops"), sizes fit size_t;
+ * - no output overlaps an input, the other output or the file: `restrict` is true between them;
+ * - outputs that are not the caller's lie at multiples of LIL_ALIGNMENT, the caller's float32 output at a multiple of 4. */
+#ifndef LIL_KERNELS_H
+#define LIL_KERNELS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "lil_format.h"
+
+typedef struct lil_operand { /* a buffer, row-major */
+    void *data;
+    size_t rows;
+    size_t cols;
+} lil_operand;
+
+typedef struct lil_input {
+    const void *data;
+    size_t rows;
+    size_t cols;
+} lil_input;
+
+typedef struct lil_constant { /* a tensor: bytes in the file, at any alignment */
+    const uint8_t *data;
+    size_t rows;
+    size_t cols;
+    uint16_t format;
+} lil_constant;
+
+typedef struct lil_call {
+    lil_input in[LIL_NUM_INPUTS];
+    lil_operand out[LIL_NUM_OUTPUTS];
+    lil_constant tensor[LIL_NUM_TENSORS];
+    uint32_t a[LIL_NUM_ATTRIBUTES];
+} lil_call;
+
+typedef void (*lil_kernel)(const lil_call *call);
+
+void lil_op_normalize(const lil_call *call);
+void lil_op_unfold(const lil_call *call);
+void lil_op_quantize(const lil_call *call);
+void lil_op_linear(const lil_call *call);
+void lil_op_linear_add(const lil_call *call);
+void lil_op_layer_norm(const lil_call *call);
+void lil_op_attention(const lil_call *call);
+void lil_op_prepend_token(const lil_call *call);
+void lil_op_add_positions(const lil_call *call);
+void lil_op_select_row(const lil_call *call);
+void lil_op_mean_rows(const lil_call *call);
+
+/* Level of each 4-bit code, by format; code 8 is in no file. An 8-bit code is its level in two's complement. */
+static const int8_t lil_levels_4bit[2][16] = {
+    {0, 1, 2, 3, 4, 5, 6, 7, 0, -7, -6, -5, -4, -3, -2, -1},          /* LIL_INT4 */
+    {0, 1, 2, 4, 8, 16, 32, 64, 0, -1, -2, -4, -8, -16, -32, -64},    /* LIL_POT4 */
+};
+
+static inline int8_t lil_level_8bit(uint8_t code) {
+    return (int8_t)(code < 128 ? code : code - 256);
+}
+
+/* Attention's scratch: where each part starts, in bytes: all multiples of 64. */
+typedef struct lil_attention_scratch {
+    uint64_t width;         /* P16(dh) */
+    uint64_t keys;          /* int8 [P16(T), P16(dh)] levels of one head, columns past dh 0 */
+    uint64_t values;        /* the same */
+    uint64_t query;         /* int8 [P16(dh)] levels of one token */
+    uint64_t key_scales;    /* float32 [P16(T)] */
+    uint64_t value_scales;  /* float32 [P16(T)] */
+    uint64_t scores;        /* float32 [P16(T)]: s, then e, then g */
+    uint64_t probabilities; /* int8 [T] levels 0..127 */
+    uint64_t bytes;         /* in all */
+} lil_attention_scratch;
+
+/* Lay out the scratch of `num_tokens` tokens and heads of `head_dim`. False where a size does not fit 64 bits. */
+bool lil_attention_layout(uint64_t num_tokens, uint64_t head_dim, lil_attention_scratch *scratch);
+
+#endif

@@ -1,0 +1,136 @@
+/* The float functions of docs/format.md, "Exact arithmetic": every operation is one rounding to binary32, in the page's
+ * order, so that every target gives the same bits. Internal; `restrict` here is the caller's promise. */
+#ifndef LIL_MATH_H
+#define LIL_MATH_H
+
+#include <float.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "lil_format.h"
+#include "lil_tables.h"
+
+#if FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16
+#error "float arithmetic must round to binary32 at every step (x87: use -msse2 -mfpmath=sse)"
+#endif
+#ifdef __FAST_MATH__
+#error "fast-math reorders sums: the results would not be those of docs/format.md"
+#endif
+
+#define LIL_LANES 16
+#define LIL_TINY 1e-30f /* rows whose largest magnitude is below this are zero */
+
+/* x within [low, high]; NaN becomes low. */
+static inline float lil_clamp(float x, float low, float high) {
+    x = x >= low ? x : low;
+    return x <= high ? x : high;
+}
+
+/* Nearest integer, half to even, for |x| <= 2^22: adding 1.5 * 2^23 leaves no bit for a fraction. (-0.25 gives +0.) */
+static inline float lil_rint(float x) {
+    const float magic = 12582912.0f;
+    return (x + magic) - magic;
+}
+
+static inline float lil_relu(float x) {
+    return x > 0.0f ? x : 0.0f;
+}
+
+/* e^x, clamped to [e^-87, e^88]; relative error at most 4e-7. */
+static inline float lil_exp(float x) {
+    x = lil_clamp(x, -87.0f, 88.0f);
+    const float n = lil_rint(x * LIL_LOG2E); /* -126..127: 2^n is a normal number */
+    const float r = (x - n * LIL_LN2_HI) - n * LIL_LN2_LO;
+    float p = LIL_EXP_C[0];
+    for (int i = 1; i < 6; i++) {
+        p = p * r + LIL_EXP_C[i];
+    }
+    return p * lil_float_from_bits((uint32_t)((int32_t)n + 127) << 23);
+}
+
+/* x * Phi(x); absolute error at most 2e-6. */
+static inline float lil_gelu(float x) {
+    const float u = lil_clamp(fabsf(x) * LIL_GELU_INV_STEP, 0.0f, 31.999998f);
+    const int32_t k = (int32_t)u;
+    const float t = u - (float)k;
+    const float h = ((LIL_GELU_C3[k] * t + LIL_GELU_C2[k]) * t + LIL_GELU_C1[k]) * t + LIL_GELU_C0[k];
+    return lil_relu(x) - h;
+}
+
+/* The fixed tree that ends every sum. */
+static inline float lil_lane_tree(float lanes[LIL_LANES]) {
+    for (int width = LIL_LANES / 2; width > 1; width /= 2) {
+        for (int j = 0; j < width; j++) {
+            lanes[j] += lanes[j + width];
+        }
+    }
+    return lanes[0] + lanes[1];
+}
+
+/* Sum of x[0..n). */
+static inline float lil_sum(const float *restrict x, size_t n) {
+    float lanes[LIL_LANES] = {0.0f};
+    size_t i = 0;
+    for (; i + LIL_LANES <= n; i += LIL_LANES) {
+        for (size_t j = 0; j < LIL_LANES; j++) {
+            lanes[j] += x[i + j];
+        }
+    }
+    for (size_t j = 0; i + j < n; j++) {
+        lanes[j] += x[i + j];
+    }
+    return lil_lane_tree(lanes);
+}
+
+/* Sum of x[i] * x[i] over [0..n). */
+static inline float lil_sum_squares(const float *restrict x, size_t n) {
+    float lanes[LIL_LANES] = {0.0f};
+    size_t i = 0;
+    for (; i + LIL_LANES <= n; i += LIL_LANES) {
+        for (size_t j = 0; j < LIL_LANES; j++) {
+            lanes[j] += x[i + j] * x[i + j];
+        }
+    }
+    for (size_t j = 0; i + j < n; j++) {
+        lanes[j] += x[i + j] * x[i + j];
+    }
+    return lil_lane_tree(lanes);
+}
+
+/* Largest |x[i]| over [0..n), at least 0. NaN never wins, so the order does not matter and lanes give the page's result. */
+static inline float lil_max_magnitude(const float *restrict x, size_t n) {
+    float lanes[LIL_LANES] = {0.0f};
+    size_t i = 0;
+    for (; i + LIL_LANES <= n; i += LIL_LANES) {
+        for (size_t j = 0; j < LIL_LANES; j++) {
+            const float a = fabsf(x[i + j]);
+            lanes[j] = a > lanes[j] ? a : lanes[j];
+        }
+    }
+    for (size_t j = 0; i + j < n; j++) {
+        const float a = fabsf(x[i + j]);
+        lanes[j] = a > lanes[j] ? a : lanes[j];
+    }
+    float m = 0.0f;
+    for (size_t j = 0; j < LIL_LANES; j++) {
+        m = lanes[j] > m ? lanes[j] : m;
+    }
+    return m;
+}
+
+/* Symmetric int8 levels q[0..n), each -127..127, of x[0..n). Returns the scale: x ~ level * scale. */
+static inline float lil_quantize_row(const float *restrict x, size_t n, int8_t *restrict q) {
+    const float m = lil_max_magnitude(x, n);
+    if (!(m >= LIL_TINY)) {
+        memset(q, 0, n);
+        return 0.0f;
+    }
+    const float inv = 127.0f / m;
+    for (size_t i = 0; i < n; i++) {
+        q[i] = (int8_t)lil_rint(lil_clamp(x[i] * inv, -127.0f, 127.0f));
+    }
+    return m / 127.0f;
+}
+
+#endif

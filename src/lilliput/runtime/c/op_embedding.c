@@ -1,0 +1,40 @@
+/* prepend_token and add_positions: learned or fixed rows, stored as codes in the `rows` layout. */
+#include "lil_kernels.h"
+
+static size_t row_bytes(const lil_constant *codes) {
+    return codes->format == LIL_INT8 ? codes->cols : (codes->cols + 1) / 2;
+}
+
+/* Level of column `c` in the row of codes that starts at `row`. */
+static float level_at(const uint8_t *row, uint16_t format, size_t c) {
+    if (format == LIL_INT8) {
+        return (float)lil_level_8bit(row[c]);
+    }
+    const uint8_t code = c % 2 == 0 ? row[c / 2] & 15 : row[c / 2] >> 4;
+    return (float)lil_levels_4bit[format - LIL_INT4][code];
+}
+
+void lil_op_prepend_token(const lil_call *call) {
+    const lil_constant *codes = &call->tensor[0];
+    const float scale = lil_bf16_at(call->tensor[1].data, 0);
+    const size_t cols = call->in[0].cols;
+    float *y = call->out[0].data;
+    for (size_t c = 0; c < cols; c++) {
+        y[c] = level_at(codes->data, codes->format, c) * scale;
+    }
+    memcpy(y + cols, call->in[0].data, call->in[0].rows * cols * sizeof *y);
+}
+
+void lil_op_add_positions(const lil_call *call) {
+    const lil_constant *codes = &call->tensor[0];
+    const size_t rows = call->in[0].rows, cols = call->in[0].cols, stride = row_bytes(codes);
+    const float *restrict x = call->in[0].data;
+    float *restrict y = call->out[0].data;
+    for (size_t r = 0; r < rows; r++) {
+        const uint8_t *row = codes->data + r * stride;
+        const float scale = lil_bf16_at(call->tensor[1].data, r);
+        for (size_t c = 0; c < cols; c++) {
+            y[r * cols + c] = x[r * cols + c] + level_at(row, codes->format, c) * scale;
+        }
+    }
+}

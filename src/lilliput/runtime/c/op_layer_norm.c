@@ -1,0 +1,22 @@
+/* layer_norm: each row to mean 0 and variance 1, then gamma and beta. */
+#include "lil_kernels.h"
+#include "lil_math.h"
+
+void lil_op_layer_norm(const lil_call *call) {
+    const size_t rows = call->in[0].rows, cols = call->in[0].cols;
+    const float *restrict x = call->in[0].data;
+    float *restrict y = call->out[0].data;
+    const uint8_t *restrict gamma = call->tensor[0].data, *restrict beta = call->tensor[1].data;
+    const float eps = lil_float_from_bits(call->a[0]), count = (float)cols; /* cols <= 2^24: exact */
+    for (size_t r = 0; r < rows; r++, x += cols, y += cols) {
+        const float mean = lil_sum(x, cols) / count;
+        for (size_t c = 0; c < cols; c++) {
+            y[c] = x[c] - mean;
+        }
+        const float variance = lil_sum_squares(y, cols) / count;
+        const float inverse = 1.0f / sqrtf(variance + eps);
+        for (size_t c = 0; c < cols; c++) {
+            y[c] = (y[c] * inverse) * lil_bf16_at(gamma, c) + lil_bf16_at(beta, c);
+        }
+    }
+}

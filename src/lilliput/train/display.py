@@ -1,0 +1,43 @@
+"""Progress of training in the terminal: a bar with loss, metric and time left, and a line an epoch's end."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class TrainingDisplay:
+    """Implements `lilliput.train.loop.Display` with rich."""
+
+    def __init__(self, stage: str, console: Console) -> None:
+        self.stage = stage
+        self.progress = Progress(
+            TextColumn("[bold]{task.description:<9}"),
+            BarColumn(bar_width=28),
+            TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
+            TextColumn("loss {task.fields[loss]:.3f}"),
+            TextColumn("validation {task.fields[accuracy]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.task: TaskID | None = None
+
+    def start(self, epochs: int, total_steps: int, done_steps: int) -> None:
+        self.progress.start()
+        self.steps_per_epoch = max(1, total_steps // epochs)
+        self.task = self.progress.add_task(
+            self.stage, total=total_steps, completed=done_steps, epoch=1, epochs=epochs, loss=0.0, accuracy="-"
+        )
+
+    def step(self, step: int, loss: float) -> None:
+        assert self.task is not None
+        self.progress.update(self.task, completed=step, epoch=(step - 1) // self.steps_per_epoch + 1, loss=loss)
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        assert self.task is not None
+        self.progress.update(self.task, accuracy=f"{record['validation_accuracy']:.2%}")
+
+    def stop(self) -> None:
+        self.progress.stop()
