@@ -39,7 +39,7 @@ help:
 build: $(STAMP)
 
 demo: $(STAMP)
-	$(BIN)/lil run $(RECIPE) --out $(RUNS)
+	@folder=$$($(BIN)/lil run $(RECIPE) --out $(RUNS)) && echo "The model: $$folder/model.lil" && echo "The page:  $$folder/report.html"
 
 test: $(STAMP)
 	$(PYTEST)

@@ -1,7 +1,11 @@
 """What holds for every test: one thread a process, no time limits inside tests, and nothing skipped in CI."""
 
+import importlib.util
 import os
+import sys
 from collections.abc import Generator
+from pathlib import Path
+from types import ModuleType
 
 # Before anything imports numpy or torch; child processes inherit it. Several test processes share few cores, and two
 # thread pools on the same cores slow each other down.
@@ -37,3 +41,35 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _fail_skipped(report)
     return report
+
+
+def _hostile_files() -> ModuleType:
+    """The module `hostile_files` beside this file; tests are no packages, so it is loaded by its path, once."""
+    name = "tests.hostile_files"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("hostile_files") / "__init__.py")
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with the argument `hostile_file` runs on each of them."""
+    if "hostile_file" in metafunc.fixturenames:
+        files = _hostile_files().hostile_files()
+        metafunc.parametrize("hostile_file", files, ids=[file.name for file in files])
+
+
+@pytest.fixture(scope="session")
+def good_program() -> object:
+    """The program of `good_file`: a small ViT with every op and every format."""
+    return _hostile_files().good_program()
+
+
+@pytest.fixture(scope="session")
+def good_file() -> bytes:
+    """The `.lil` file that the hostile ones were made from."""
+    data: bytes = _hostile_files().good_file()
+    return data

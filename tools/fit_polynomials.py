@@ -26,17 +26,18 @@ def exp_coefficients() -> np.ndarray:
     basis = np.stack([r**power for power in range(1, EXP_DEGREE + 1)], axis=1) / np.exp(r)[:, None]
     target = (np.exp(r) - 1.0) / np.exp(r)
     weights = np.ones_like(r)
+    solution: list[float] = []
     for _ in range(200):
         root = np.sqrt(weights)
-        solution = np.linalg.lstsq(basis * root[:, None], target * root, rcond=None)[0]
+        solution = np.linalg.lstsq(basis * root[:, None], target * root, rcond=None)[0].tolist()
         weights = weights * (np.abs(basis @ solution - target) + 1e-12)
         weights = weights / weights.sum() * len(weights)
-    return np.concatenate([[1.0], solution])[::-1]
+    return np.array([*reversed(solution), 1.0])
 
 
 def gelu_tail(a: np.ndarray) -> np.ndarray:
     """h(a) = a * Phi(-a), in float64."""
-    return a * 0.5 * np.array([math.erfc(value / math.sqrt(2.0)) for value in a])
+    return np.array([value * 0.5 * math.erfc(value / math.sqrt(2.0)) for value in a])
 
 
 def gelu_coefficients() -> np.ndarray:

@@ -8,7 +8,8 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from lilliput.config import DataSettings
     from lilliput.data import ImageDataset
-    from lilliput.runtime import Session
+    from lilliput.runtime.session import Session
 
 PIPE_COLUMNS = 120  # width of tables where no terminal says one
 
@@ -116,7 +117,8 @@ def evaluate(
 
     with lilliput.open(model) as session:
         dataset = _test_data(session, data, path)
-        result = measure.evaluate(session, dataset.test.images, dataset.test.labels)
+        with _progress("evaluate", shown=not as_json) as progress:
+            result = measure.evaluate(session, dataset.test.images, dataset.test.labels, progress)
         report = {
             "file": str(model),
             "file_bytes": session.file_bytes,
@@ -259,8 +261,8 @@ def _test_data(session: "Session", name: str | None, path: str | None) -> "Image
     """The data set to measure on: as the file's provenance says, or another by name; it must fit the model."""
     from lilliput import data
 
-    trained_on = dict(session.metadata.get("provenance", {}).get("data", {}))
-    if name is None and not trained_on:
+    trained_on = _trained_on(session)
+    if name is None and "name" not in trained_on:
         raise UserError("the file does not say which data it was trained on; give --data NAME")
     height, width, channels = session.image
     tree = trained_on if name in (None, trained_on.get("name")) else {"name": name}
@@ -277,6 +279,13 @@ def _test_data(session: "Session", name: str | None, path: str | None) -> "Image
         labels = f"{len(session.labels)} labels ({', '.join(session.labels[:3])}, ...)"
         raise UserError(f"--data {dataset.name}: its {classes} are not the model's {labels}")
     return dataset
+
+
+def _trained_on(session: "Session") -> dict[str, Any]:
+    """The data settings in the file's provenance, which is free text to the format; empty where there are none."""
+    provenance = session.metadata.get("provenance")
+    settings = provenance.get("data") if isinstance(provenance, dict) else None
+    return dict(settings) if isinstance(settings, dict) else {}
 
 
 def _data_settings(tree: dict[str, Any], name: str) -> "DataSettings":
@@ -297,7 +306,7 @@ def _print_answers(answers: list[dict[str, Any]]) -> None:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("image")
     table.add_column("label")
     table.add_column("probability", justify="right")
@@ -307,6 +316,18 @@ def _print_answers(answers: list[dict[str, Any]]) -> None:
             image = answer["image"] if rank == 0 else ""
             table.add_row(image, likely["label"], f"{likely['probability']:.2%}", style=style, end_section=False)
     _console().print(table)
+
+
+@contextmanager
+def _progress(title: str, shown: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr while the work lasts, where a terminal is there to see it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
+        task = bar.add_task(title)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _console() -> "Console":

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lilliput.errors import InputError
 
 if TYPE_CHECKING:
-    from lilliput.runtime import Session
+    from lilliput.runtime.session import Session
 
 BATCH = 256  # examples between two reports of progress
 

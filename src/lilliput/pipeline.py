@@ -32,7 +32,7 @@ from lilliput.lower import lower
 from lilliput.measure import evaluate, machine_info
 from lilliput.models.checkpoint import load_model, save_model
 from lilliput.models.vit import ViT
-from lilliput.program.reference import with_golden
+from lilliput.program.builder import with_golden
 from lilliput.report import encode_image, render
 from lilliput.train.display import TrainingDisplay
 from lilliput.train.loop import Task, derive_seed, fit, predict

@@ -146,6 +146,13 @@ def test_mixup_mixes_images_as_it_mixes_targets() -> None:
     assert sum(0.0 < share < 1.0 for _, share in shares(targets)) > 40
 
 
+def test_mixing_white_with_white_is_not_above_white() -> None:
+    images = torch.full((2000, 1, 1, 1), 255.0)
+    mixed, _ = mix(images, torch.ones(2000, 1), 1.0, 0.0, generator())
+    assert mixed.max() <= 255  # two rounded products may add up to more
+    assert mixed.min() > 254.99
+
+
 @pytest.mark.parametrize("shape", [(9, 12, 3), (8, 8, 1)])
 def test_cutmix_share_equals_the_pasted_area(shape: tuple[int, int, int]) -> None:
     images = batch(100, shape)[0].permute(0, 3, 1, 2).float()

@@ -79,6 +79,23 @@ def test_mixed_sizes_are_resized(tmp_path: Path) -> None:
     assert source.train.images.shape == (14, 10, 12, 3)
 
 
+def test_photos_that_lie_on_their_side_are_turned_upright(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        exif = Image.Exif()
+        exif[0x0112] = 6  # the camera was turned: the picture is 8 high and 6 wide
+        Image.new("RGB", (8, 6)).save(tmp_path / name / "0.jpg", exif=exif)
+        save(tmp_path / name / "1.png", size=(6, 8))
+    assert load_folder(settings(tmp_path)).train.images.shape == (4, 8, 6, 3)
+
+
+def test_an_image_of_too_many_pixels_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_set(tmp_path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 40)
+    with pytest.raises(DataError, match=r"cat/0\.png: .*exceeds limit of 40 pixels"):
+        load_folder(settings(tmp_path))
+
+
 def test_mixed_sizes_without_a_size_are_refused(tmp_path: Path) -> None:
     make_set(tmp_path)
     save(tmp_path / "dog" / "large.png", size=(50, 40))

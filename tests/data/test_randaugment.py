@@ -64,7 +64,7 @@ def test_posterize_equals_pillow(value: float, bits: int) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.25, -0.5, 1.0])
 def test_solarize_equals_pillow(value: float) -> None:
-    images = photo()
+    images = torch.arange(256.0).view(1, 1, 16, 16)  # every level, 255 included
     expected = from_pillow(ImageOps.solarize(to_pillow(images), threshold=round(256 * (1 - abs(value)))))
     assert torch.equal(ra.solarize(images, strength(value)), expected)
 

@@ -25,7 +25,7 @@ from lilliput.program.formats import FORMAT_IDS, LAYOUT_IDS, round_up, stored_by
 from lilliput.program.ops import OPS
 from lilliput.program.plan import ALIGNMENT
 from lilliput.program.program import DTYPE_IDS, Buffer, Op, Program, Tensor
-from lilliput.program.validation import check_side_buffers, check_sides, check_tensor_record
+from lilliput.program.validation import MAX_RECORDS, check_side_buffers, check_sides, check_tensor_record
 
 _DTYPE_NAMES = {number: name for name, number in DTYPE_IDS.items()}
 _FORMAT_NAMES = {number: name for name, number in FORMAT_IDS.items()}
@@ -112,6 +112,7 @@ def _decode(data: bytes, header: dict[str, int], sections: dict[str, Section]) -
 
 
 def _records(data: bytes, name: str, section: Section, dtype: np.dtype[Any]) -> NDArray[Any]:
+    _require(section.records <= MAX_RECORDS, f"{section.records} {name}; at most {MAX_RECORDS} are allowed")
     expected = section.records * dtype.itemsize
     _require(
         section.size == expected,

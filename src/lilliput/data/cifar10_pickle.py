@@ -59,8 +59,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 def _dtype(code: str | bytes, *flags: Any) -> np.dtype[np.uint8]:
     if code not in ("u1", "|u1", b"u1", b"|u1"):
         raise pickle.UnpicklingError(f"an array of {code!r}, allowed: u1")
-    # A copy, because the pickle goes on to set its state, and the plain one is shared by the whole process.
-    return np.dtype(np.uint8, copy=True)
+    return np.dtype(np.uint8)
 
 
 def _reconstruct(kind: Any, shape: Any, code: Any) -> NDArray[np.uint8]:

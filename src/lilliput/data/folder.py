@@ -5,20 +5,23 @@ everywhere, and so are files beside the class folders that are not images (a REA
 an error that names it: an image left out by mistake would be worse.
 """
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import ExifTags, Image
 
 from lilliput.data.dataset import Part, Source
 from lilliput.errors import DataError
-from lilliput.runtime.preprocess import load_image
+from lilliput.runtime.preprocess import FORMATS, load_image
 
 if TYPE_CHECKING:
     from lilliput.config import DataSettings
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 LISTED_SIZES = 3
+TURNED_ORIENTATIONS = (5, 6, 7, 8)  # EXIF: the file's rows are the picture's columns
 
 
 def load_folder(settings: "DataSettings") -> Source:
@@ -93,10 +96,12 @@ def _common_size(root: Path, files: list[Path]) -> tuple[int, int]:
 
 
 def _size(file: Path) -> tuple[int, int]:
-    from PIL import Image, UnidentifiedImageError
-
+    """(height, width) as load_image would give them: upright, as the EXIF orientation says."""
     try:
-        with Image.open(file) as image:
-            return image.height, image.width
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file, formats=FORMATS) as image:
+                turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED_ORIENTATIONS
+                return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception as error:  # a damaged header makes Pillow raise OSError, SyntaxError, struct.error, ...
         raise DataError(f"{file}: cannot be read as an image ({error})") from None

@@ -123,16 +123,16 @@ class WeightQuantizer(nn.Module):
 
     @torch.no_grad()
     def search(self, weight: Tensor, candidates: int = 40) -> None:
-        """Set each row's scale to the candidate of least squared error; a zero row gets scale 0's stand-in, 1.
+        """Set each row's scale to the candidate of least squared error; a row of zeros gets 1.
 
-        Candidates run geometrically from 0.25 to 1.2 times `max|w| / max_level`, rounded to bfloat16 first so that the
+        Candidates are `max|w| / max_level` and geometrically 0.25 to 1.2 times that, rounded to bfloat16 first so that the
         error that is compared is the one of the file.
         """
         amax = weight.abs().amax(dim=-1, keepdim=True)
         base = amax / self.max_level
         best = torch.full_like(amax, float("inf"))
         chosen = torch.ones_like(amax)
-        for factor in torch.logspace(-2.0, 0.263, candidates, base=2.0).tolist():
+        for factor in [1.0, *torch.logspace(-2.0, 0.263, candidates - 1, base=2.0).tolist()]:
             scale = (base * factor).to(torch.bfloat16).to(torch.float32)
             safe = torch.where(scale > 0, scale, 1.0)
             error = (self.nearest(weight / safe) * safe - weight).square().sum(dim=-1, keepdim=True)

@@ -202,6 +202,8 @@ def _insert_disjoint(taken: list[tuple[int, int, int]], entry: tuple[int, int, i
 
 def check_metadata(metadata: Any, source: "Buffer", result: "Buffer") -> None:
     """The fields for people. `source` and `result` are the input and the output buffer."""
+    for name in ("tensors", "buffers"):
+        _require(name not in metadata, f"metadata: {name} is kept by the records; leave it out")
     _require(isinstance(metadata.get("task"), str), f"metadata: task is {metadata.get('task')!r}; must be a string")
     labels = metadata.get("labels")
     _require(

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from lilliput import artifact
+from lilliput.artifact.layout import FIRST_SECTION, Section
+from lilliput.artifact.reader import verified_sections
 from lilliput.program import cost
 from lilliput.program.formats import round_up
 from lilliput.program.plan import ALIGNMENT, lifetimes
@@ -38,7 +40,7 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
     data = path.read_bytes()
     counts = cost.parameter_counts(program)
     tensors = [_tensor(tensor) for tensor in program.tensors]
-    sizes = _bytes_by_category(program, artifact.sections(data))
+    sizes = _bytes_by_category(program, verified_sections(data))
     assert sum(sizes.values()) == len(data), f"{sizes} do not add up to {len(data)} bytes"
     return {
         "file": str(path),
@@ -73,20 +75,20 @@ def _category(tensor: Tensor) -> str:
     return "scales" if tensor.role == "scale" else "vectors"
 
 
-def _bytes_by_category(program: Program, sections: list[tuple[int, int]]) -> dict[str, int]:
-    """`sections` are the (offset, bytes) of the file's table: buffers, tensors, ops, constants, metadata, golden."""
+def _bytes_by_category(program: Program, sections: dict[str, Section]) -> dict[str, int]:
     sizes = dict.fromkeys(CATEGORIES, 0)
     for tensor in program.tensors:
         sizes[_category(tensor)] += tensor.stored_bytes
     constants = sizes["codes"] + sizes["scales"] + sizes["vectors"]
-    sizes["metadata"] = sections[4][1]
+    sizes["metadata"] = sections["metadata"].size
     sizes["golden"] = program.golden_inputs.nbytes + program.golden_outputs.nbytes
-    sizes["tables"] = artifact.HEADER_BYTES + sum(size for _, size in sections[:3])
-    between, end = 0, artifact.HEADER_BYTES
-    for offset, size in sections:
-        between += offset - end
-        end = offset + size
-    sizes["padding"] = between + (sections[3][1] - constants) + (sections[5][1] - sizes["golden"])
+    sizes["tables"] = FIRST_SECTION + sum(sections[name].size for name in ("buffers", "tensors", "ops"))
+    between, end = 0, FIRST_SECTION
+    for section in sections.values():
+        between += section.offset - end
+        end = section.offset + section.size
+    gaps = (sections["constants"].size - constants) + (sections["golden"].size - sizes["golden"])
+    sizes["padding"] = between + gaps
     return sizes
 
 

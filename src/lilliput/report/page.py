@@ -189,6 +189,12 @@ def _flatten(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, st
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{name}.")
         elif isinstance(value, list):
-            yield f"{prefix}{name}", ", ".join(str(item) for item in value) or "none"
+            yield f"{prefix}{name}", ", ".join(map(_plain, value)) or "none"
         else:
-            yield f"{prefix}{name}", "none" if value is None else str(value)
+            yield f"{prefix}{name}", _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name}={_plain(inner)}" for name, inner in value.items())
+    return "none" if value is None else str(value)

@@ -162,7 +162,8 @@ def accuracy_against_size(points: Sequence[AccuracyPoint]) -> str:
     sizes = [point.size_bytes for point in points]
     low, high = _accuracy_range([point.accuracy for point in points])
     axes.set_xscale("log")
-    axes.set_xlim(min(sizes) / 1.5, max(sizes) * 4.5)
+    crowded = max(sizes) < 5 * min(sizes)  # then the file's label goes to the left, out of the way of the others
+    axes.set_xlim(min(sizes) / (6 if crowded else 1.5), max(sizes) * 4.5)
     axes.set_ylim(low, high)
     axes.plot(sizes, [point.accuracy for point in points], color=COLORS["line"], linewidth=1.4, zorder=1)
     gap = (high - low) * 0.075
@@ -171,11 +172,13 @@ def accuracy_against_size(points: Sequence[AccuracyPoint]) -> str:
         places = spread([point.accuracy for point in here], [gap] * len(here), low + gap / 2, high - gap / 2)
         for point, place in zip(here, places, strict=True):
             _dot(axes, column, point.accuracy, point.measured)
-            axes.plot([column, column * 1.12], [point.accuracy, place], color=COLORS["line"], linewidth=0.8, zorder=1)
+            aside = 1 / 1.13 if crowded and point.measured else 1.13
+            axes.plot([column, column * aside], [point.accuracy, place], color=COLORS["line"], linewidth=0.8, zorder=1)
             axes.annotate(
                 point.name,
                 (column, point.accuracy),
-                xytext=(column * 1.13, place),
+                xytext=(column * aside, place),
+                ha="left" if aside > 1 else "right",
                 va="center",
                 color=COLORS["ink"],
                 size=FONT_SIZE - 0.5,
@@ -194,7 +197,7 @@ def accuracy_against_size(points: Sequence[AccuracyPoint]) -> str:
 
 def arena_plan(spans: Sequence[Span], num_ops: int, arena_bytes: int) -> str:
     """The buffer plan: a rectangle a buffer, as wide as its life and as high as its bytes."""
-    figure, axes = _figure(2.75, left=0.16, right=0.97, bottom=0.15, top=0.96)
+    figure, axes = _figure(2.75, left=0.18, right=0.97, bottom=0.15, top=0.96)
     for span in spans:
         axes.add_patch(
             Rectangle(

@@ -16,7 +16,7 @@ BAR_COLUMNS = 24
 
 def print_inspection(contents: dict[str, Any], console: Console) -> None:
     """Print the summary, the bytes by kind and by layer, the ops, and a picture of the buffer plan."""
-    console.print(_summary(contents), highlight=False)
+    console.print(_summary(contents), highlight=False, soft_wrap=True)
     for table in (_kinds(contents), _layers(contents), _ops(contents), _plan(contents)):
         console.print()
         console.print(table)
@@ -36,7 +36,9 @@ def _summary(contents: dict[str, Any]) -> str:
 
 
 def _table(title: str, columns: Sequence[str], numbers: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
+    )
     for column in columns:
         table.add_column(column, justify="right" if column in numbers else "left", no_wrap=column in numbers)
     return table

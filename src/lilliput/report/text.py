@@ -22,7 +22,9 @@ def short_bytes(value: float) -> str:
 
 def duration(seconds: float) -> str:
     """75.3 -> '1 min 15 s'."""
-    if seconds < 60:
+    if seconds < 0.05:
+        return "< 0.1 s"
+    if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

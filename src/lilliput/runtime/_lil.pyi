@@ -1,6 +1,6 @@
 """The C runtime (binding.cpp). Use `lilliput.open`; this is what it is made of."""
 
-from collections.abc import Buffer
+import mmap
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ ALIGNMENT: int
 class Model:
     """A verified file. It keeps the buffer that it was made from, exported and unchanged."""
 
-    def __init__(self, file: Buffer) -> None: ...
+    def __init__(self, file: bytes | bytearray | memoryview | mmap.mmap) -> None: ...
     def run(self, arena: NDArray[np.uint8], inputs: NDArray[np.uint8], outputs: NDArray[np.float32]) -> None: ...
     @property
     def arena_bytes(self) -> int: ...

@@ -25,19 +25,20 @@ extern "C" {
 #define LIL_ALIGNMENT 64
 
 /* Why a call was refused. What a file has wrong is named by the first MUST of docs/format.md that it breaks. For the
- * codes marked [n], lil_model.where holds the number of the record at fault, counted from 0. */
+ * codes marked [section] and so on, lil_model.where holds the number of the one at fault: a section's kind, 1 to 6, or a
+ * record's number, from 0. */
 typedef enum lil_status {
     LIL_OK = 0,
     /* Refused by lil_open. */
     LIL_NULL_ARGUMENT,   /* a pointer is NULL (also lil_run) */
     LIL_FOREIGN,         /* no magic: not such a file at all */
-    LIL_TRUNCATED,       /* shorter than a header, or than its header says */
+    LIL_TRUNCATED,       /* shorter than header and section table, or than its header says */
     LIL_TRAILING,        /* longer than its header says */
     LIL_BAD_VERSION,     /* another version of the format */
     LIL_BAD_CHECKSUM,    /* altered: the CRC-32 differs */
     LIL_BAD_HEADER,      /* a reserved field that is not 0, another number of sections, an input or output out of range */
     LIL_BAD_SECTION,     /* [section] kind, count, offset or size */
-    LIL_BAD_GAP,         /* a byte between two sections or tensors, or between golden inputs and outputs, is not 0 */
+    LIL_BAD_GAP,         /* [section] a byte before it, between its tensors, or before the golden outputs, is not 0 */
     LIL_BAD_BUFFER,      /* [buffer] dtype, rows, cols, size, offset, or a reserved field */
     LIL_BAD_ARENA,       /* arena bytes differ from what the buffers need, or are too many */
     LIL_BAD_TENSOR,      /* [tensor] format, layout, rows, cols, size, offset, or a reserved field */
@@ -85,7 +86,7 @@ typedef struct lil_model {
     uint32_t input_rows;  /* pixels: height * width */
     uint32_t input_cols;  /* channels, 1 byte each */
     uint32_t output_cols; /* float32 outputs, one row of them */
-    uint32_t where;       /* after a refusal: the number of the record at fault; otherwise 0 */
+    uint32_t where;       /* after a refusal: see lil_status; otherwise 0 */
 } lil_model;
 
 /* Verify the whole of a file and describe it in `model`.
@@ -107,7 +108,7 @@ size_t lil_output_bytes(const lil_model *model);
  *
  * model   from a successful lil_open.
  * arena   arena_bytes >= lil_arena_bytes of work memory at a multiple of LIL_ALIGNMENT; its content before the call does
- *         not matter and after it means nothing. May be NULL where 0 bytes are needed.
+ *         not matter and after it means nothing. Anything, NULL too, where 0 bytes are needed.
  * input   exactly lil_input_bytes: uint8 pixels 0..255 [input_rows, input_cols], row-major; any alignment; not written.
  * output  exactly lil_output_bytes: receives float32 [output_cols], at a multiple of 4. Untouched after a refusal.
  * Arena and output overlap neither each other nor the input nor the file.

@@ -7,6 +7,8 @@
 
 typedef lil_section section_table[LIL_NUM_SECTIONS];
 
+enum { FIRST_SECTION = sizeof(lil_header) + sizeof(section_table) };
+
 static bool all_zero(const uint8_t *bytes, uint64_t count) {
     uint8_t any = 0;
     for (uint64_t i = 0; i < count; i++) {
@@ -20,7 +22,7 @@ static lil_status check_header(lil_model *model, lil_header *header) {
     if (memcmp(model->file, lil_magic, size < sizeof lil_magic ? size : sizeof lil_magic) != 0) {
         return LIL_FOREIGN;
     }
-    if (size < sizeof *header) {
+    if (size < FIRST_SECTION) {
         return LIL_TRUNCATED;
     }
     memcpy(header, model->file, sizeof *header);
@@ -38,40 +40,38 @@ static lil_status check_header(lil_model *model, lil_header *header) {
 
 /* Places: in order, each at the first multiple of 64 after the one before, the last one to the end of the file. */
 static lil_status check_sections(lil_model *model, section_table sections) {
-    uint64_t end = sizeof(lil_header) + sizeof(section_table);
-    if (model->file_bytes < end) {
-        return LIL_BAD_SECTION;
-    }
+    uint64_t end = FIRST_SECTION;
     memcpy(sections, model->file + sizeof(lil_header), sizeof(section_table));
     for (uint32_t i = 0; i < LIL_NUM_SECTIONS; i++) {
         const lil_section *section = &sections[i];
+        const uint32_t kind = i + 1;
         uint64_t start;
-        if (section->kind != i + 1 || !lil_align(end, LIL_FILE_ALIGNMENT, &start) || section->offset != start ||
+        if (section->kind != kind || !lil_align(end, LIL_FILE_ALIGNMENT, &start) || section->offset != start ||
             !lil_inside(start, section->bytes, model->file_bytes)) {
-            return lil_refuse(model, LIL_BAD_SECTION, i);
+            return lil_refuse(model, LIL_BAD_SECTION, kind);
         }
         if (!all_zero(model->file + end, start - end)) {
-            return lil_refuse(model, LIL_BAD_GAP, i);
+            return lil_refuse(model, LIL_BAD_GAP, kind);
         }
         end = start + section->bytes; /* inside the file: no overflow */
     }
-    return end == model->file_bytes ? LIL_OK : lil_refuse(model, LIL_BAD_SECTION, LIL_NUM_SECTIONS - 1);
+    return end == model->file_bytes ? LIL_OK : lil_refuse(model, LIL_BAD_SECTION, LIL_SECTION_GOLDEN);
 }
 
 /* Counts, and the sizes of the sections that hold records. */
 static lil_status check_counts(lil_model *model, const section_table sections) {
     static const uint64_t record_bytes[3] = {sizeof(lil_buffer), sizeof(lil_tensor), sizeof(lil_op)};
-    for (uint32_t i = 0; i < LIL_NUM_SECTIONS; i++) {
+    for (uint32_t i = 0; i < 3; i++) {
         const uint32_t count = sections[i].count;
-        if (count > LIL_MAX_RECORDS || (i < 3 && sections[i].bytes != count * record_bytes[i])) {
-            return lil_refuse(model, LIL_BAD_SECTION, i);
+        if (count > LIL_MAX_RECORDS || sections[i].bytes != count * record_bytes[i]) {
+            return lil_refuse(model, LIL_BAD_SECTION, i + 1);
         }
     }
     if (sections[LIL_SECTION_CONSTANTS - 1].count != sections[LIL_SECTION_TENSORS - 1].count) {
-        return lil_refuse(model, LIL_BAD_SECTION, LIL_SECTION_CONSTANTS - 1);
+        return lil_refuse(model, LIL_BAD_SECTION, LIL_SECTION_CONSTANTS);
     }
     if (sections[LIL_SECTION_METADATA - 1].count != 1) {
-        return lil_refuse(model, LIL_BAD_SECTION, LIL_SECTION_METADATA - 1);
+        return lil_refuse(model, LIL_BAD_SECTION, LIL_SECTION_METADATA);
     }
     model->num_buffers = sections[LIL_SECTION_BUFFERS - 1].count;
     model->num_tensors = sections[LIL_SECTION_TENSORS - 1].count;
@@ -113,12 +113,11 @@ static lil_status check_buffers(lil_model *model, const lil_header *header) {
             !lil_add(buffer.offset, bytes, &end)) {
             return lil_refuse(model, LIL_BAD_BUFFER, i);
         }
-        if (i == model->input || i == model->output) {
-            const bool fits = i == model->input ? buffer.dtype == LIL_U8 : buffer.dtype == LIL_F32 && buffer.rows == 1;
-            if (!fits || buffer.offset != 0) {
-                return lil_refuse(model, LIL_BAD_BUFFER, i);
-            }
-        } else if (end > arena) {
+        if ((i == model->input && (buffer.dtype != LIL_U8 || buffer.offset != 0)) ||
+            (i == model->output && (buffer.dtype != LIL_F32 || buffer.rows != 1 || buffer.offset != 0))) {
+            return lil_refuse(model, LIL_BAD_BUFFER, i);
+        }
+        if (i != model->input && i != model->output && end > arena) {
             arena = end;
         }
     }
@@ -219,7 +218,7 @@ static lil_status check_tensors(lil_model *model, const lil_section *constants) 
         }
         const uint8_t *values = model->constants + start;
         if (!all_zero(model->constants + end, start - end)) {
-            return lil_refuse(model, LIL_BAD_GAP, LIL_SECTION_CONSTANTS - 1);
+            return lil_refuse(model, LIL_BAD_GAP, LIL_SECTION_CONSTANTS);
         }
         if (tensor.format <= LIL_BF16) {
             if (!all_finite(values, &tensor)) {
@@ -230,7 +229,7 @@ static lil_status check_tensors(lil_model *model, const lil_section *constants) 
         }
         end = start + bytes; /* inside the section: no overflow */
     }
-    return end == constants->bytes ? LIL_OK : lil_refuse(model, LIL_BAD_SECTION, LIL_SECTION_CONSTANTS - 1);
+    return end == constants->bytes ? LIL_OK : lil_refuse(model, LIL_BAD_SECTION, LIL_SECTION_CONSTANTS);
 }
 
 static lil_status check_golden(lil_model *model, const lil_section *golden) {
@@ -238,12 +237,12 @@ static lil_status check_golden(lil_model *model, const lil_section *golden) {
     if (!lil_mul(golden->count, lil_input_bytes(model), &inputs) ||
         !lil_mul(golden->count, lil_output_bytes(model), &outputs) || !lil_align(inputs, LIL_FILE_ALIGNMENT, &start) ||
         !lil_add(start, outputs, &end) || end != golden->bytes) {
-        return lil_refuse(model, LIL_BAD_SECTION, LIL_SECTION_GOLDEN - 1);
+        return lil_refuse(model, LIL_BAD_SECTION, LIL_SECTION_GOLDEN);
     }
     model->golden_inputs = model->file + golden->offset;
     model->golden_outputs = model->golden_inputs + start;
     if (!all_zero(model->golden_inputs + inputs, start - inputs)) {
-        return lil_refuse(model, LIL_BAD_GAP, LIL_SECTION_GOLDEN - 1);
+        return lil_refuse(model, LIL_BAD_GAP, LIL_SECTION_GOLDEN);
     }
     return LIL_OK;
 }

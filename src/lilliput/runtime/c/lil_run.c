@@ -50,7 +50,7 @@ static lil_status check_memory(const lil_model *model, const memory *m, size_t a
     if (arena_bytes < model->arena_bytes) {
         return LIL_ARENA_SMALL;
     }
-    if ((uintptr_t)m->arena % LIL_ALIGNMENT != 0) {
+    if (model->arena_bytes > 0 && (uintptr_t)m->arena % LIL_ALIGNMENT != 0) {
         return LIL_ARENA_MISALIGNED;
     }
     if (input_bytes != lil_input_bytes(model)) {

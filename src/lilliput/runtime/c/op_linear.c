@@ -37,12 +37,15 @@ static void product_block(const int8_t *restrict x, size_t rows, size_t padded_k
         int16_t w[BLOCK_K][TILE_N];
         decode_block(codes, format, w);
         for (size_t r = 0; r < rows; r++) {
+            int32_t sum[TILE_N]; /* a local, so that it stays in registers */
+            memcpy(sum, acc[r], sizeof sum);
             for (size_t i = 0; i < BLOCK_K; i++) {
                 const int16_t level = x[r * padded_k + k + i];
                 for (size_t n = 0; n < TILE_N; n++) {
-                    acc[r][n] += level * w[i][n];
+                    sum[n] += level * w[i][n];
                 }
             }
+            memcpy(acc[r], sum, sizeof sum);
         }
     }
 }

@@ -1,0 +1,224 @@
+"""`Session`: a `model.lil`, mapped, verified by the C runtime, and run from numpy arrays."""
+
+import builtins
+import json
+import mmap
+import os
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lilliput.errors import ArtifactError, FailureError, InputError
+from lilliput.program.mathfn import softmax
+from lilliput.program.program import Buffer
+from lilliput.program.validation import check_metadata
+from lilliput.runtime._lil import ALIGNMENT, Model
+
+CHUNK = 64  # images a call into C, so that Ctrl-C is heard soon
+
+
+class ImageShape(NamedTuple):
+    """What one image is: pixels, rows and columns of them, and 1 (grey) or 3 (colour) channels, for instance."""
+
+    height: int
+    width: int
+    channels: int
+
+
+class Session:
+    """An opened model.
+
+    Threads may share a session: calls take turns, because they share one arena. To run in parallel open one session a
+    thread; the file's pages are shared all the same. Do not change a file in place while it is open (its replacement by
+    renaming, which is how Lilliput writes files, is fine).
+
+    Args:
+        path: of a `model.lil`. All of it is verified.
+
+    Raises:
+        ArtifactError: the file cannot be read, or is truncated, altered, foreign, of another version or invalid.
+        FailureError: there is no memory for the arena.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._name = os.fspath(path)
+        self._lock = threading.Lock()
+        self._mapping = _map(self._name)
+        self.file_bytes = len(self._mapping)
+        try:
+            self._model: Model | None = Model(self._mapping)
+            self._metadata = _metadata(self._model)
+        except ArtifactError as error:
+            raise ArtifactError(f"{self._name}: {error}") from None
+        self.arena_bytes = self._model.arena_bytes
+        self._arena = _aligned(self._name, self.arena_bytes)
+        self._num_outputs = self._model.output_cols
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The file's metadata, as in docs/format.md, without the names of tensors and buffers (`artifact.read`)."""
+        return MappingProxyType(self._metadata)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The name of each class, in the order of the outputs."""
+        return tuple(self._metadata["labels"])
+
+    @property
+    def image(self) -> ImageShape:
+        """The shape of an image that the model takes."""
+        return ImageShape(**{side: self._metadata["image"][side] for side in ImageShape._fields})
+
+    def run(self, images: ArrayLike) -> NDArray[np.float32]:
+        """Run one image or a batch.
+
+        Args:
+            images: uint8 pixels 0..255, [height, width, channels] or [n, height, width, channels]; of a model with one
+                channel also [height, width] or [n, height, width]. Not contiguous ones are copied.
+
+        Returns:
+            The outputs (logits): float32 [classes] for one image, [n, classes] for a batch, which may be empty.
+
+        Raises:
+            InputError: another dtype or shape, or the session is closed.
+        """
+        batch, is_batch = self._batch(images)
+        outputs = np.empty((len(batch), self._num_outputs), np.float32)
+        with self._lock:
+            model = self._opened()
+            for start in range(0, len(batch), CHUNK):
+                rows = slice(start, start + CHUNK)
+                model.run(self._arena, batch[rows], outputs[rows])
+            del model  # close() must find no one else holding on to the file
+        return outputs if is_batch else outputs[0]
+
+    def predict(self, images: ArrayLike) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+        """Classify one image or a batch, as `run` takes it; one image is a batch of one here.
+
+        Returns:
+            The likeliest class (its name: `labels`), int [n], and the probabilities, float32 [n, classes].
+        """
+        outputs = np.atleast_2d(self.run(images))
+        return outputs.argmax(axis=1), softmax(outputs)
+
+    def verify_golden(self) -> int:
+        """Run the golden examples of the file and compare all bits; gives how many there are.
+
+        Raises:
+            FailureError: an output differs, so this build of the runtime or this machine is broken.
+            InputError: the session is closed.
+        """
+        inputs, wanted = self._golden()
+        outputs = self.run(inputs)
+        wrong = np.argwhere(outputs.view(np.uint32) != wanted.view(np.uint32))
+        if len(wrong):
+            example, output = (int(index) for index in wrong[0])
+            is_value, said = outputs[example, output], wanted[example, output]
+            raise FailureError(
+                f"{self._name}: golden example {example}: output {output} is {is_value}; the file says {said}: "
+                "this build of the runtime or this machine computes wrongly"
+            )
+        return len(inputs)
+
+    def close(self) -> None:
+        """Let the file and the arena go, after a run in progress has ended. Closing again does nothing."""
+        with self._lock:
+            self._model = None
+            self._arena = np.empty(0, np.uint8)
+            self._mapping.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _opened(self) -> Model:
+        """The model; the caller holds the lock."""
+        if self._model is None:
+            raise InputError(f"{self._name}: the session is closed; open the file again")
+        return self._model
+
+    def _golden(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Inputs [n, height, width, channels] and outputs [n, classes] of the golden examples."""
+        with self._lock:
+            model = self._opened()
+            inputs = np.frombuffer(model.golden_inputs, np.uint8).reshape(model.num_golden, *self.image)
+            outputs = np.frombuffer(model.golden_outputs, "<f4").reshape(model.num_golden, self._num_outputs)
+            return inputs, outputs.astype(np.float32, copy=False)
+
+    def _batch(self, images: ArrayLike) -> tuple[NDArray[np.uint8], bool]:
+        """The images as contiguous rows [n, pixels], and whether they were a batch."""
+        height, width, channels = self.image
+        try:
+            array = np.asarray(images)
+        except ValueError as error:
+            raise InputError(f"{self._name}: the images are no array ({error}); {self._allowed()}") from None
+        if array.dtype != np.uint8:
+            raise InputError(f"{self._name}: the images are {array.dtype}; {self._allowed()}")
+        shape = array.shape
+        if channels == 1 and shape[-2:] == (height, width) and array.ndim in (2, 3):
+            shape = (*shape, 1)
+        if shape[-3:] != (height, width, channels) or len(shape) not in (3, 4):
+            raise InputError(f"{self._name}: the images have shape {array.shape}; {self._allowed()}")
+        count = shape[0] if len(shape) == 4 else 1
+        return np.ascontiguousarray(array).reshape(count, height * width * channels), len(shape) == 4
+
+    def _allowed(self) -> str:
+        height, width, channels = self.image
+        return f"must be uint8 pixels 0..255, {height} x {width} x {channels} or a batch of these"
+
+
+def open(path: str | os.PathLike[str]) -> Session:
+    """Open a `model.lil`. See `Session`."""
+    return Session(path)
+
+
+def _map(name: str) -> mmap.mmap:
+    if not Path(name).is_file():
+        what = "not a file" if Path(name).exists() else "there is no such file"
+        raise ArtifactError(f"{name}: {what}; give the path of a .lil file")
+    try:
+        with builtins.open(name, "rb") as file:
+            if os.fstat(file.fileno()).st_size == 0:
+                raise ArtifactError(f"{name}: truncated: the file is empty")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise ArtifactError(f"{name}: cannot be read ({error.strerror}); give the path of a .lil file") from None
+
+
+def _metadata(model: Model) -> dict[str, Any]:
+    """The checked metadata of a model."""
+    try:
+        metadata = json.loads(model.metadata.decode("utf-8"), parse_constant=_refuse_constant)
+        json.dumps(metadata, ensure_ascii=False).encode("utf-8")  # an unpaired surrogate cannot be shown
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"section metadata: not JSON in UTF-8 ({str(error)[:120]})") from None
+    if not isinstance(metadata, dict):
+        raise ArtifactError("section metadata: must be one JSON object")
+    for name in ("tensors", "buffers"):
+        metadata.pop(name, None)
+    source = Buffer("input", "u8", model.input_rows, model.input_cols, offset=0)
+    check_metadata(metadata, source, Buffer("output", "f32", 1, model.output_cols, offset=0))
+    return metadata
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON number")
+
+
+def _aligned(name: str, size: int) -> NDArray[np.uint8]:
+    """`size` bytes of work memory at a multiple of ALIGNMENT."""
+    try:
+        memory = np.empty(size + ALIGNMENT, np.uint8)
+    except MemoryError:
+        raise FailureError(f"{name}: needs {size} bytes of work memory, which this machine does not have") from None
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size]

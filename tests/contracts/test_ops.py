@@ -1,0 +1,323 @@
+"""What every op of the table must hold, on each row of it: shapes, independence in the batch, and the page's bits.
+
+`PAGE` computes each op by plain loops over float32 scalars, in the order docs/format.md writes: the reference must
+equal it bit for bit, on extreme values too. test_ops_ideal.py compares with what the ops are meant to be.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from lilliput.program import mathfn
+from lilliput.program.op_functions import EXACT_IN_FLOAT32, level_products
+from lilliput.program.ops import OPS, Operands, Shape
+from lilliput.program.reference import apply
+
+if TYPE_CHECKING:
+    from tests.contracts.conftest import Case
+
+MakeCase = Callable[..., "Case"]
+Array = NDArray[Any]
+F = np.float32
+ONE, ZERO, LIMIT, TINY = F(1), F(0), F(127), F(1e-30)
+PAGE_TEXT = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The page, in scalars: one example, [rows, cols] lists in and out.
+
+
+def page_clamp(x: F, low: F, high: F) -> F:
+    x = x if x >= low else low
+    return x if x <= high else high
+
+
+def page_sum(values: Sequence[F]) -> F:
+    lane = [ZERO] * 16
+    for i, value in enumerate(values):
+        lane[i % 16] = lane[i % 16] + value
+    for width in (8, 4, 2):
+        for j in range(width):
+            lane[j] = lane[j] + lane[j + width]
+    return F(lane[0] + lane[1])
+
+
+def page_max(values: Sequence[F], start: F) -> F:
+    for value in values:
+        start = value if value > start else start
+    return start
+
+
+def page_quantize_row(x: Sequence[F]) -> tuple[list[int], F]:
+    m = page_max([abs(value) for value in x], ZERO)
+    if not m >= TINY:
+        return [0] * len(x), ZERO
+    inv = LIMIT / m
+    return [int(np.rint(page_clamp(value * inv, -LIMIT, LIMIT))) for value in x], m / LIMIT
+
+
+def page_exp(x: F) -> F:
+    x = page_clamp(x, F(-87), F(88))
+    n = np.rint(x * mathfn.LOG2E)
+    r = (x - n * mathfn.LN2_HI) - n * mathfn.LN2_LO
+    p = mathfn.EXP_C[0]
+    for c in mathfn.EXP_C[1:]:
+        p = p * r + c
+    return F(p * F(2.0 ** int(n)))
+
+
+def page_gelu(x: F) -> F:
+    u = page_clamp(abs(x) * mathfn.GELU_INV_STEP, ZERO, F(31.999998))
+    k = int(u)
+    t = u - F(k)
+    c3, c2, c1, c0 = (table[k] for table in (mathfn.GELU_C3, mathfn.GELU_C2, mathfn.GELU_C1, mathfn.GELU_C0))
+    return F((x if x > 0 else ZERO) - (((c3 * t + c2) * t + c1) * t + c0))
+
+
+def page_linear(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Mapping[str, Any]) -> list[Any]:
+    x, x_scale = inputs[:2]
+    codes, scale, bias = tensors
+    y = np.empty((len(x), len(codes)), F)
+    for r in range(len(x)):
+        for n in range(len(codes)):
+            acc = sum(int(x[r, k]) * int(codes[n, k]) for k in range(codes.shape[1]))
+            value = (F(acc) * scale[0, n]) * x_scale[r, 0] + bias[0, n]
+            if len(inputs) == 3:
+                value = value + inputs[2][r, n]
+            elif attributes["activation"] == 1:
+                value = value if value > 0 else ZERO
+            elif attributes["activation"] == 2:
+                value = page_gelu(value)
+            y[r, n] = value
+    return [y]
+
+
+def page_layer_norm(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Mapping[str, Any]) -> list[Any]:
+    width, eps = F(inputs[0].shape[1]), F(attributes["eps"])
+    y = np.empty_like(inputs[0])
+    for r, x in enumerate(inputs[0]):
+        mean = page_sum(list(x)) / width
+        d = [value - mean for value in x]
+        v = page_sum([value * value for value in d]) / width
+        scale = ONE / np.sqrt(v + eps)
+        y[r] = [(d[c] * scale) * tensors[0][0, c] + tensors[1][0, c] for c in range(len(d))]
+    return [y]
+
+
+def page_attention(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Mapping[str, Any]) -> list[Any]:
+    (x,) = inputs
+    num_heads, head_dim, logit_scale = attributes["num_heads"], attributes["head_dim"], F(attributes["logit_scale"])
+    tokens = len(x)
+    y = np.empty((tokens, num_heads * head_dim), F)
+    for head in range(num_heads):
+        starts = [(block * num_heads + head) * head_dim for block in range(3)]
+        q, k, v = ([page_quantize_row(row[start : start + head_dim]) for row in x] for start in starts)
+        for i in range(tokens):
+            c = q[i][1] * logit_scale
+            dots = [sum(a * b for a, b in zip(q[i][0], k[j][0], strict=True)) for j in range(tokens)]
+            s = [(F(dots[j]) * c) * k[j][1] for j in range(tokens)]
+            m = page_max(s, s[0])
+            e = [page_exp(value - m) for value in s]
+            z = page_sum(e)
+            g = [e[j] * v[j][1] for j in range(tokens)]
+            w = page_max(g, ZERO)
+            out = y[i, head * head_dim : (head + 1) * head_dim]
+            if not w >= TINY:
+                out[:] = ZERO
+                continue
+            inv = LIMIT / w
+            p = [int(np.rint(page_clamp(value * inv, ZERO, LIMIT))) for value in g]
+            f = (w / LIMIT) / z
+            out[:] = [F(sum(p[j] * v[j][0][d] for j in range(tokens))) * f for d in range(head_dim)]
+    return [y]
+
+
+def page_unfold(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Mapping[str, Any]) -> list[Any]:
+    height, width, kernel, stride, padding = attributes.values()
+    (x,) = inputs
+    rows = []
+    for top in range(-padding, height + padding - kernel + 1, stride):
+        for left in range(-padding, width + padding - kernel + 1, stride):
+            row: list[F] = []
+            for y, column in ((top + ky, left + kx) for ky in range(kernel) for kx in range(kernel)):
+                inside = 0 <= y < height and 0 <= column < width
+                row.extend(x[y * width + column] if inside else [ZERO] * x.shape[1])
+            rows.append(row)
+    return [rows]
+
+
+def page_quantize(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Mapping[str, Any]) -> list[Any]:
+    pairs = [page_quantize_row(row) for row in inputs[0]]
+    padding = [0] * (-inputs[0].shape[1] % 8)
+    return [[row + padding for row, _ in pairs], [[scale] for _, scale in pairs]]
+
+
+def page_mean_rows(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Mapping[str, Any]) -> list[Any]:
+    means = []
+    for column in inputs[0].T:
+        total = ZERO
+        for value in column:
+            total = total + value
+        means.append(total / F(len(column)))
+    return [[means]]
+
+
+PAGE: dict[str, Callable[[Sequence[Array], Sequence[Array], Mapping[str, Any]], list[Any]]] = {
+    "normalize": lambda i, t, a: [
+        [[F(v) * s + b for v, s, b in zip(row, t[0][0], t[1][0], strict=True)] for row in i[0]]
+    ],
+    "unfold": page_unfold,
+    "quantize": page_quantize,
+    "linear": page_linear,
+    "linear_add": page_linear,
+    "layer_norm": page_layer_norm,
+    "attention": page_attention,
+    "prepend_token": lambda i, t, a: [[[F(level) * t[1][0, 0] for level in t[0][0]], *i[0]]],
+    "add_positions": lambda i, t, a: [
+        [[v + F(level) * t[1][0, r] for v, level in zip(i[0][r], t[0][r], strict=True)] for r in range(len(i[0]))]
+    ],
+    "select_row": lambda i, t, a: [[i[0][a["row"]]]],
+    "mean_rows": page_mean_rows,
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+each_op = pytest.mark.parametrize("kind", OPS)
+each_seed = pytest.mark.parametrize("seed", range(6))
+
+
+def same_bits(a: Array, b: Array) -> bool:
+    """Equal bit for bit; any NaN equals any other, as the page leaves their bits open."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if a.dtype != F:
+        return bool((a == b).all())
+    return bool(((a.view(np.uint32) == b.view(np.uint32)) | (np.isnan(a) & np.isnan(b))).all())
+
+
+def page_outputs(kind: str, case: "Case") -> list[Array]:
+    """The page's outputs for the whole batch."""
+    slots = [slot for slot in OPS[kind].outputs if not slot.scratch]
+    outputs: list[list[Array]] = [[] for _ in slots]
+    with np.errstate(all="ignore"):
+        for example in range(len(case.inputs[0])):
+            results = PAGE[kind]([x[example] for x in case.inputs], case.tensors, case.attributes)
+            for collected, result, slot in zip(outputs, results, slots, strict=True):
+                collected.append(np.array(result, np.int8 if slot.dtype == "i8" else F))
+    return [np.stack(collected) for collected in outputs]
+
+
+def test_every_op_is_covered() -> None:
+    assert PAGE.keys() == OPS.keys()
+
+
+@each_op
+def test_id_is_that_of_the_page(kind: str) -> None:
+    row = re.search(rf"^\| (\d+) \| `{kind}` \|", PAGE_TEXT, re.MULTILINE)
+    assert row is not None
+    assert int(row[1]) == OPS[kind].id
+
+
+@each_op
+@each_seed
+def test_outputs_have_the_shapes_of_the_rule(kind: str, make_case: MakeCase, seed: int) -> None:
+    case = make_case(kind, seed)
+    shapes = OPS[kind].shapes(
+        Operands(
+            tuple(Shape(*x.shape[1:]) for x in case.inputs),
+            tuple(Shape(*tensor.shape) for tensor in case.tensors),
+            case.attributes,
+        )
+    )
+    wanted = [(shape, slot.dtype) for shape, slot in zip(shapes, OPS[kind].outputs, strict=True) if not slot.scratch]
+    names = {np.dtype(np.float32): "f32", np.dtype(np.int8): "i8"}
+    outputs = apply(kind, *case)
+    assert [(Shape(*output.shape[1:]), names[output.dtype]) for output in outputs] == wanted
+    assert all(len(output) == len(case.inputs[0]) for output in outputs)
+
+
+@each_op
+@each_seed
+def test_examples_do_not_depend_on_their_batch(kind: str, make_case: MakeCase, seed: int) -> None:
+    case = make_case(kind, seed)
+    together = apply(kind, *case)
+    for example in range(len(case.inputs[0])):
+        alone = apply(kind, [x[example : example + 1] for x in case.inputs], case.tensors, case.attributes)
+        assert all(same_bits(a, b[example : example + 1]) for a, b in zip(alone, together, strict=True))
+
+
+@each_op
+def test_running_twice_gives_the_same_and_leaves_the_inputs_alone(kind: str, make_case: MakeCase) -> None:
+    case, untouched = make_case(kind, 1), make_case(kind, 1)
+    first, second = apply(kind, *case), apply(kind, *case)
+    assert all(same_bits(a, b) for a, b in zip(first, second, strict=True))
+    arrays, originals = [*case.inputs, *case.tensors], [*untouched.inputs, *untouched.tensors]
+    assert all(same_bits(a, b) for a, b in zip(arrays, originals, strict=True))
+
+
+@each_op
+@each_seed
+@pytest.mark.parametrize("extreme", [False, True])
+def test_bits_are_those_of_the_page(kind: str, make_case: MakeCase, seed: int, extreme: bool) -> None:
+    case = make_case(kind, seed, extreme)
+    for got, wanted in zip(apply(kind, *case), page_outputs(kind, case), strict=True):
+        assert same_bits(got, wanted)
+
+
+def test_attention_of_nothing_is_zero() -> None:
+    attributes = {"num_heads": 2, "head_dim": 4, "logit_scale": 0.5}
+    (y,) = apply("attention", [np.zeros((1, 5, 24), F)], [], attributes)
+    assert same_bits(y, np.zeros((1, 5, 8), F))
+
+
+@pytest.mark.parametrize(("size", "alive"), [(1e-28, False), (2e-28, True)])
+def test_attention_of_almost_nothing_is_zero(size: float, alive: bool) -> None:
+    """The limit is on the values' largest step, size / 127, once it is multiplied by the probabilities."""
+    x = np.zeros((1, 5, 24), F)
+    x[:, :, 16:] = size
+    (y,) = apply("attention", [x], [], {"num_heads": 2, "head_dim": 4, "logit_scale": 0.5})
+    assert bool((y > 0).all()) is alive
+    assert bool((y == 0).all()) is not alive
+
+
+def test_attention_gives_each_query_what_it_has_alone_in_front_of_the_same_keys() -> None:
+    """No scale spans tokens: dropping a query changes no other query's bits, which incremental attention relies on."""
+    x = np.random.default_rng(4).normal(size=(1, 9, 3 * 8)).astype(F)
+    attributes = {"num_heads": 1, "head_dim": 8, "logit_scale": 0.35}
+    (full,) = apply("attention", [x], [], attributes)
+    changed = x.copy()
+    changed[0, 3, :8] = 5.0
+    (other,) = apply("attention", [changed], [], attributes)
+    assert same_bits(np.delete(full, 3, axis=1), np.delete(other, 3, axis=1))
+    assert not same_bits(full[:, 3], other[:, 3])
+
+
+@pytest.mark.parametrize("length", [1, EXACT_IN_FLOAT32, EXACT_IN_FLOAT32 + 1, 65536])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_largest_sums_are_exact_in_int32(length: int, sign: int) -> None:
+    x, weight = np.full((1, length), 127, np.int8), np.full((1, length), sign * 127, np.int8)
+    product = level_products(x, weight)
+    assert product.tolist() == [[sign * 127 * 127 * length]]
+    assert product.dtype == np.int32
+
+
+@pytest.mark.parametrize("length", [EXACT_IN_FLOAT32, EXACT_IN_FLOAT32 + 1, 5000])
+def test_products_are_exact_around_the_switch_to_float64(length: int) -> None:
+    rng = np.random.default_rng(length)
+    x, weight = (rng.choice([-127, -126, 125, 127], (7, length)).astype(np.int8) for _ in range(2))
+    np.testing.assert_array_equal(level_products(x, weight), x.astype(np.int64) @ weight.T.astype(np.int64))
+
+
+def test_integer_zero_is_positive() -> None:
+    """0 * -5 is -0 in float; an integer sum has no sign of zero."""
+    x, scale = np.zeros((1, 1, 8), np.int8), np.ones((1, 1, 1), F)
+    tensors = (np.full((1, 8), -5, np.int8), np.ones((1, 1), F), np.full((1, 1), -0.0, F))
+    (y,) = apply("linear", [x, scale], tensors, {"activation": 0})
+    assert y.tolist() == [[[0.0]]]
+    assert not np.signbit(y).any()

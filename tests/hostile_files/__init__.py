@@ -1,0 +1,51 @@
+"""Hostile `.lil` files: one for each MUST of docs/format.md and each class of model-loading CVE, and the good file.
+
+A test with the argument `hostile_file` runs on each (tests/conftest.py); `good_file` and `good_program` are fixtures.
+Every file has a correct size and checksum unless those are what is wrong, so the check behind them is reached. Written
+from the page (struct offsets, a layout of its own), so that a mistake of the writer is not repeated here.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+from .container import counts, gaps, golden, metadata, outside, table
+from .draft import Case, Draft
+from .operations import attributes, flow, slots
+from .programs import good_file, good_program, long_attention, long_linear, written_input
+from .records import buffers, constants, tensors
+
+__all__ = ["HostileFile", "good_file", "good_program", "hostile_files"]
+
+GROUPS = (outside, table, counts, gaps, buffers, tensors, constants, slots, attributes, flow, golden, metadata)
+
+
+class HostileFile(NamedTuple):
+    """`message` is a regular expression that the Python reader's error matches.
+
+    `metadata_only`: the C runtime, which never parses the metadata, accepts the file; the Python half must not.
+    """
+
+    name: str
+    data: bytes
+    message: str
+    metadata_only: bool
+
+
+@cache
+def hostile_files() -> tuple[HostileFile, ...]:
+    """The whole corpus."""
+    base = good_file()
+    return (
+        *(_finish(base, case) for group in GROUPS for case in group()),
+        HostileFile("flow-input-written", written_input(), "writes buffer 0, which is the input", False),
+        HostileFile("linear-k-above-65536", long_linear(), r"codes' cols \(K\) is 65537", False),
+        HostileFile("attention-tokens-above-65536", long_attention(), "number of tokens is 65537", False),
+    )
+
+
+def _finish(base: bytes, case: Case) -> HostileFile:
+    draft = Draft(base)
+    case.edit(draft)
+    data = draft.build()
+    assert data != base, f"{case.name} changes nothing"
+    return HostileFile(case.name, data, case.message, case.metadata_only)

@@ -1,0 +1,43 @@
+"""Costs, counted by hand for the small ViT of tests/hostile_files."""
+
+import numpy as np
+
+from lilliput.program import cost
+from lilliput.program.program import Program
+
+
+def test_macs_are_those_of_the_integer_products(good_program: Program) -> None:
+    by_op = [(op.kind, c.macs) for op, c in zip(good_program.ops, cost.op_costs(good_program), strict=True) if c.macs]
+    assert by_op == [
+        ("linear", 4 * 7 * 12),  # patches
+        ("linear", 5 * 24 * 7),  # qkv of 5 tokens
+        ("attention", 2 * 2 * 5 * 5 * 4),  # two products, two heads of 4
+        ("linear_add", 5 * 7 * 8),
+        ("linear", 1 * 3 * 7),
+    ]
+    assert cost.macs(good_program) == sum(count for _, count in by_op)
+
+
+def test_bytes_of_single_ops(good_program: Program) -> None:
+    costs = {op.kind: c for op, c in zip(good_program.ops, cost.op_costs(good_program), strict=True)}
+    assert costs["normalize"] == (0, 12 + 12, 48 + 4 * 48)
+    assert costs["linear_add"].constant_bytes == 16 * 8 + 14 + 14
+    assert costs["linear_add"].activation_bytes == 5 * 8 + 5 * 4 + 5 * 7 * 4 + 5 * 7 * 4
+    assert costs["attention"].activation_bytes == 5 * 24 * 4 + 5 * 8 * 4, "scratch is not activation"
+
+
+def test_parameters_are_counted_on_the_levels(good_program: Program) -> None:
+    counts = cost.parameter_counts(good_program)
+    weights = {"patch": 7 * 12, "qkv": 24 * 7, "proj": 7 * 8, "head": 3 * 7}
+    levels = [tensor.values for tensor in good_program.tensors if tensor.name in weights]
+    assert counts.weights == sum(weights.values())
+    assert counts.nonzero_weights == sum(int((values != 0).sum()) for values in levels)
+    assert 0 < counts.nonzero_weights < counts.weights, "some are zero"
+    biases, norms, embeddings = 7 + 24 + 7 + 3, 4 * 7, 7 + 5 * 7
+    assert counts.parameters == counts.weights + biases + norms + embeddings
+    assert counts.fp32_bytes == 4 * counts.parameters
+    np.testing.assert_allclose(counts.sparsity, 1 - counts.nonzero_weights / counts.weights)
+
+
+def test_program_without_weights_has_no_sparsity() -> None:
+    assert cost.ParameterCounts(parameters=0, weights=0, nonzero_weights=0).sparsity == 0.0

@@ -1,0 +1,105 @@
+"""Single formats, bfloat16 and sizes; what all weight formats share is in tests/contracts/test_weight_formats.py."""
+
+import itertools
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lilliput.errors import ArtifactError
+from lilliput.program.formats import (
+    FORMAT_IDS,
+    WEIGHT_FORMATS,
+    describe_grid,
+    pack_bf16,
+    round_bf16,
+    round_up,
+    stored_bytes,
+    unpack,
+    unpack_bf16,
+)
+
+
+def test_pot4_levels_are_signed_powers_of_two_with_midpoints_at_three_halves() -> None:
+    positive = [int(level) for level in WEIGHT_FORMATS["pot4"].grid if level > 0]
+    assert positive == [2**k for k in range(7)]
+    midpoints = [(low + high) / 2 for low, high in itertools.pairwise(positive)]
+    assert midpoints == [1.5 * 2**k for k in range(6)], "the nearest value changes at 1.5 * 2^k"
+
+
+@pytest.mark.parametrize(("name", "bits"), [("int8", 8), ("int4", 4)])
+def test_integer_formats_are_twos_complement(name: str, bits: int) -> None:
+    weight_format = WEIGHT_FORMATS[name]
+    limit = 2 ** (bits - 1) - 1
+    for level in range(-limit, limit + 1):
+        assert weight_format.encode(np.array([level], np.int8))[0] == level % 2**bits
+
+
+def test_pot4_codes_are_those_of_the_page() -> None:
+    for code in range(16):
+        level = 0 if code in (0, 8) else 2 ** (code - 1) if code < 8 else -(2 ** (code - 9))
+        assert WEIGHT_FORMATS["pot4"].levels[code] == level
+
+
+def test_grid_in_words() -> None:
+    assert describe_grid(WEIGHT_FORMATS["int8"]) == "-127 to 127"
+    assert describe_grid(WEIGHT_FORMATS["pot4"]).startswith("-64, -32, -16")
+
+
+def test_odd_last_nibble_is_padding() -> None:
+    good = np.array([0x21, 0x03], np.uint8)
+    assert unpack(good, "int4", "rows", 1, 3).tolist() == [[1, 2, 3]]
+    with pytest.raises(ArtifactError, match="padding code that is not 0"):
+        unpack(good | np.uint8(0x10) * np.array([0, 1], np.uint8), "int4", "rows", 1, 3)
+
+
+def test_float_sizes_and_ids() -> None:
+    assert stored_bytes("f32", "rows", 3, 5) == 60
+    assert stored_bytes("bf16", "rows", 3, 5) == 30
+    assert FORMAT_IDS == {"f32": 1, "bf16": 2, "int8": 3, "int4": 4, "pot4": 5}
+
+
+def test_round_up() -> None:
+    assert [round_up(value, 8) for value in (0, 1, 8, 9)] == [0, 8, 8, 16]
+
+
+@given(st.floats(width=32, allow_nan=False))
+def test_round_bf16_is_nearest_with_ties_to_even(value: float) -> None:
+    x = np.float32(value)
+    rounded = round_bf16(np.array([x]))[0]
+    bits = int(struct.unpack("<I", struct.pack("<f", x))[0])
+    below, above = bits & 0xFFFF0000, (bits & 0xFFFF0000) + 0x10000  # the two neighbours in magnitude
+    rest = bits & 0xFFFF
+    up = rest > 0x8000 or (rest == 0x8000 and (below >> 16) % 2 == 1)
+    assert struct.pack("<f", rounded) == struct.pack("<I", above if up else below)
+    assert round_bf16(np.array([rounded]))[0] == rounded
+
+
+@pytest.mark.parametrize(
+    ("bits", "rounded"),
+    [(0x3F808000, 0x3F80), (0x3F818000, 0x3F82), (0x3F808001, 0x3F81), (0xBF807FFF, 0xBF80), (0x00008000, 0x0000)],
+)
+def test_round_bf16_of_ties(bits: int, rounded: int) -> None:
+    value = np.array([bits], np.uint32).view(np.float32)
+    assert round_bf16(value).view(np.uint32) == rounded << 16
+
+
+def test_round_bf16_of_special_values() -> None:
+    rounded = round_bf16(np.array([0.0, -0.0, np.inf, -np.inf, 3.4e38, np.nan], np.float32))
+    assert np.signbit(rounded[1])
+    assert rounded[:5].tolist() == [0.0, -0.0, np.inf, -np.inf, np.inf]
+    assert np.isnan(rounded[5])
+
+
+def test_round_bf16_keeps_shape_and_dtype() -> None:
+    rounded = round_bf16(np.ones((2, 3), np.float32).T)
+    assert rounded.shape == (3, 2)
+    assert rounded.dtype == np.float32
+
+
+def test_bf16_round_trip_and_byte_order() -> None:
+    values = round_bf16(np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32))
+    np.testing.assert_array_equal(unpack_bf16(pack_bf16(values), 3, 5), values)
+    assert pack_bf16(np.array([[1.0, -2.0]], np.float32)).tobytes() == b"\x80\x3f\x00\xc0"

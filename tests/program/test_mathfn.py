@@ -1,0 +1,185 @@
+"""The float32 functions: stated bounds against float64, and the exact order of docs/format.md on single values."""
+
+import importlib.util
+import math
+import re
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lilliput.program import mathfn
+from lilliput.program.mathfn import Float
+
+ROOT = Path(__file__).parents[2]
+CONSTANTS = ("LOG2E", "LN2_HI", "LN2_LO", "EXP_C", "GELU_INV_STEP", "GELU_C3", "GELU_C2", "GELU_C1", "GELU_C0")
+
+
+def exact_gelu(x: Float) -> np.ndarray:
+    return np.array([value * 0.5 * math.erfc(-value / math.sqrt(2.0)) for value in x.astype(np.float64)])
+
+
+def fit_tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("fit_polynomials", ROOT / "tools" / "fit_polynomials.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def all_floats_between(low: float, high: float, step: int) -> Float:
+    """Every `step`-th float32 of one sign between two of its values."""
+    first, last = sorted(int(np.float32(value).view(np.uint32)) for value in (low, high))
+    return np.arange(first, last + 1, step, dtype=np.uint32).view(np.float32)
+
+
+def test_exp_is_within_its_bound_on_the_softmax_range() -> None:
+    x = np.concatenate([np.linspace(-87, 0, 1_000_001).astype(np.float32), all_floats_between(-87.0, -1e-3, 131)])
+    relative = np.abs(mathfn.exp(x).astype(np.float64) / np.exp(x.astype(np.float64)) - 1.0)
+    assert relative.max() <= 4e-7
+
+
+def test_exp_is_within_its_bound_above_zero() -> None:
+    x = np.linspace(0, 88, 200_001).astype(np.float32)
+    assert np.abs(mathfn.exp(x).astype(np.float64) / np.exp(x.astype(np.float64)) - 1.0).max() <= 4e-7
+
+
+def test_exp_of_special_values() -> None:
+    lowest, highest = mathfn.exp(np.array([-87.0, 88.0], np.float32))
+    x = np.array([0.0, -0.0, -100.0, -np.inf, np.nan, 1000.0, np.inf], np.float32)
+    assert mathfn.exp(x).tolist() == [1.0, 1.0, lowest, lowest, lowest, highest, highest]
+
+
+def test_argument_reduction_is_exact() -> None:
+    n = np.arange(-127, 128).astype(np.float32)
+    product = n * mathfn.LN2_HI
+    assert (product.astype(np.float64) == n.astype(np.float64) * float(mathfn.LN2_HI)).all()
+    assert abs(float(mathfn.LN2_HI) + float(mathfn.LN2_LO) - math.log(2.0)) < 2e-13
+
+
+def test_gelu_is_within_its_bound_everywhere() -> None:
+    x = np.concatenate([np.linspace(-7, 7, 200_001), np.linspace(-200, 200, 2_001), [-3e38, 3e38, 1e-40]])
+    x32 = x.astype(np.float32)
+    assert np.abs(mathfn.gelu(x32) - exact_gelu(x32)).max() <= 2e-6
+
+
+def test_gelu_is_within_its_bound_at_the_joints_of_its_pieces() -> None:
+    joints = (np.arange(33) * 5.5 / 32).astype(np.float32)
+    x = np.concatenate([joints, np.nextafter(joints, np.float32(-9)), np.nextafter(joints, np.float32(9))])
+    assert np.abs(mathfn.gelu(x) - exact_gelu(x)).max() <= 2e-6
+    assert np.abs(mathfn.gelu(-x) - exact_gelu(-x)).max() <= 2e-6
+
+
+def test_gelu_of_special_values() -> None:
+    y = mathfn.gelu(np.array([0.0, -0.0, np.nan, np.inf, -np.inf], np.float32))
+    assert y[:4].tolist() == [0.0, 0.0, 0.0, np.inf]
+    assert -2e-6 <= y[4] <= 0
+
+
+def test_relu() -> None:
+    y = mathfn.relu(np.array([-1.0, -0.0, 0.0, 2.0, np.nan, np.inf], np.float32))
+    assert y.tolist() == [0.0, 0.0, 0.0, 2.0, 0.0, np.inf]
+    assert not np.signbit(y).any()
+
+
+def test_constants_are_those_of_the_tool_and_of_the_c_header() -> None:
+    header = (ROOT / "src" / "lilliput" / "runtime" / "c" / "lil_tables.h").read_text(encoding="utf-8")
+    fitted = fit_tool().constants()
+    assert tuple(fitted) == CONSTANTS
+    for name in CONSTANTS:
+        python = np.atleast_1d(getattr(mathfn, name))
+        assert python.dtype == np.float32
+        np.testing.assert_array_equal(python, fitted[name], err_msg=name)
+        body = re.search(rf"LIL_{name}(\[\d+\])? = ([^;]*);", header)
+        assert body is not None
+        in_c = [float.fromhex(word) for word in re.findall(r"(-?0x[0-9a-f.]+p[+-]\d+)f", body[2])]
+        np.testing.assert_array_equal(python, in_c, err_msg=name)
+
+
+def test_fitted_header_is_the_one_in_the_tree() -> None:
+    header = (ROOT / "src" / "lilliput" / "runtime" / "c" / "lil_tables.h").read_text(encoding="utf-8")
+    assert fit_tool().c_text() == header
+
+
+def lanes(values: list[np.float32]) -> np.float32:
+    lane = [np.float32(0)] * 16
+    for i, value in enumerate(values):
+        lane[i % 16] = lane[i % 16] + value
+    for width in (8, 4, 2):
+        for j in range(width):
+            lane[j] = lane[j] + lane[j + width]
+    return np.float32(lane[0] + lane[1])
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=70))
+def test_lane_sum_adds_in_the_order_of_the_page(values: list[float]) -> None:
+    x = np.array(values, np.float32)
+    with np.errstate(all="ignore"):
+        wanted = lanes(list(x))
+    np.testing.assert_array_equal(mathfn.lane_sum(x), wanted)
+
+
+def test_lane_sum_is_neither_pairwise_nor_left_to_right() -> None:
+    x = np.array([2.0**24, *[0.0] * 7, 1.0, *[0.0] * 7, 1.0, *[0.0] * 7, 1.0], np.float32)
+    assert mathfn.lane_sum(x) == 2.0**24 + 2.0, "lane 8 collects its two ones first"
+
+
+@given(st.lists(st.floats(width=32), min_size=1, max_size=20))
+def test_maxima_follow_the_page(values: list[float]) -> None:
+    x = np.array(values, np.float32)
+    from_zero, from_first = np.float32(0), x[0]
+    for value in x:
+        from_zero = value if value > from_zero else from_zero
+        from_first = value if value > from_first else from_first
+    assert mathfn.max_from_zero(x) == from_zero
+    np.testing.assert_array_equal(mathfn.max_from_first(x), from_first)
+
+
+def test_clamp_sends_nan_to_the_lower_end() -> None:
+    x = np.array([np.nan, -5.0, 0.5, 5.0, np.inf, -np.inf], np.float32)
+    assert mathfn.clamp(x, np.float32(-1), np.float32(1)).tolist() == [-1.0, -1.0, 0.5, 1.0, 1.0, -1.0]
+
+
+def test_quantize_rows_rounds_half_to_even() -> None:
+    levels, scale = mathfn.quantize_rows(np.array([[127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, -127.0]], np.float32))
+    assert levels.tolist() == [[127, 0, 2, 2, 0, -2, -2, -127]]
+    assert scale.tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize("magnitude", [0.0, 1e-45, 9.9e-31, np.nan])
+def test_rows_without_magnitude_are_zero(magnitude: float) -> None:
+    levels, scale = mathfn.quantize_rows(np.array([[magnitude, -magnitude]], np.float32))
+    assert levels.tolist() == [[0, 0]]
+    assert scale.tolist() == [[0.0]]
+
+
+def test_rows_with_overflow_are_defined() -> None:
+    levels, scale = mathfn.quantize_rows(
+        np.array([[np.inf, 1.0, -np.inf, np.nan], [1.0, np.nan, 0.5, 0.0]], np.float32)
+    )
+    assert levels.tolist() == [[-127, 0, -127, -127], [127, -127, 64, 0]]
+    assert scale[0, 0] == np.inf
+    assert scale[1, 0] == np.float32(1) / np.float32(127)
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(1e-20, 1e20))
+def test_quantized_rows_are_within_half_a_step(seed: int, size: float) -> None:
+    x = (np.random.default_rng(seed).normal(size=(3, 33)) * size).astype(np.float32)
+    levels, scale = mathfn.quantize_rows(x)
+    error = np.abs(levels * scale.astype(np.float64) - x)
+    assert (error <= 0.5001 * scale).all()
+    assert (np.abs(levels).max(axis=1) == 127).all()
+
+
+def test_softmax_is_close_to_float64_and_sums_to_one() -> None:
+    x = np.random.default_rng(0).normal(size=(20, 37)).astype(np.float32) * 10
+    exact = np.exp(x.astype(np.float64) - x.max(axis=1, keepdims=True))
+    exact /= exact.sum(axis=1, keepdims=True)
+    got = mathfn.softmax(x)
+    assert got.dtype == np.float32
+    assert np.abs(got - exact).max() < 1e-6
+    assert np.abs(got.sum(axis=1) - 1).max() < 1e-6

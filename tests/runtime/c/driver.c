@@ -1,0 +1,160 @@
+/* Runs the C core alone, for the tests in ../test_c_core.py, which compile it with the sanitizers.
+ *
+ *     driver files PACK    PACK: for each file a uint32 of its size, then its bytes. Opens each at a misaligned address
+ *                          whose end is the end of its allocation, and runs it if it opens. One line a file:
+ *                          status, where, golden examples that differ.
+ *     driver api PACK      checks lil_run's refusals, and that the thread's rounding does not matter, on a good file. */
+#include <fenv.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lil.h"
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <xmmintrin.h>
+#endif
+
+#define CHECK(condition)                                                                                              \
+    do {                                                                                                              \
+        if (!(condition)) {                                                                                           \
+            fprintf(stderr, "line %d: %s\n", __LINE__, #condition);                                                   \
+            exit(1);                                                                                                  \
+        }                                                                                                             \
+    } while (0)
+
+typedef struct run_memory {
+    void *arena;
+    uint8_t *input;
+    float *output;
+} run_memory;
+
+static void *allocate(size_t bytes) {
+    void *memory = malloc(bytes > 0 ? bytes : 1);
+    CHECK(memory != NULL);
+    return memory;
+}
+
+static run_memory memory_for(const lil_model *model) {
+    const size_t arena_bytes = lil_arena_bytes(model);
+    run_memory m = {aligned_alloc(LIL_ALIGNMENT, arena_bytes > 0 ? arena_bytes : LIL_ALIGNMENT),
+                    allocate(lil_input_bytes(model)), allocate(lil_output_bytes(model))};
+    CHECK(m.arena != NULL);
+    memset(m.arena, 0xA5, arena_bytes);
+    return m;
+}
+
+static void release(run_memory *m) {
+    free(m->arena);
+    free(m->input);
+    free(m->output);
+}
+
+static lil_status run(const lil_model *model, const run_memory *m) {
+    return lil_run(model, m->arena, lil_arena_bytes(model), m->input, lil_input_bytes(model), m->output,
+                   lil_output_bytes(model));
+}
+
+/* How many golden examples differ; the last input is all 255 and only has to run. */
+static int run_golden(const lil_model *model) {
+    run_memory m = memory_for(model);
+    const size_t input_bytes = lil_input_bytes(model), output_bytes = lil_output_bytes(model);
+    int wrong = 0;
+    for (uint32_t i = 0; i < model->num_golden; i++) {
+        memcpy(m.input, model->golden_inputs + i * input_bytes, input_bytes);
+        CHECK(run(model, &m) == LIL_OK);
+        wrong += memcmp(m.output, model->golden_outputs + i * output_bytes, output_bytes) != 0;
+    }
+    memset(m.input, 255, input_bytes);
+    CHECK(run(model, &m) == LIL_OK);
+    release(&m);
+    return wrong;
+}
+
+static void check_api(const lil_model *model) {
+    run_memory m = memory_for(model);
+    const size_t a = lil_arena_bytes(model), i = lil_input_bytes(model), o = lil_output_bytes(model);
+    memset(m.input, 7, i);
+    memset(m.output, 0, o);
+    uint8_t *arena = m.arena;
+    float *file = (float *)(void *)(uintptr_t)model->constants;
+    lil_model other;
+    CHECK(lil_open(NULL, model->file, model->file_bytes) == LIL_NULL_ARGUMENT);
+    CHECK(lil_open(&other, NULL, model->file_bytes) == LIL_NULL_ARGUMENT);
+    CHECK(lil_run(NULL, arena, a, m.input, i, m.output, o) == LIL_NULL_ARGUMENT);
+    CHECK(lil_run(model, NULL, a, m.input, i, m.output, o) == LIL_NULL_ARGUMENT);
+    CHECK(lil_run(model, arena, a, NULL, i, m.output, o) == LIL_NULL_ARGUMENT);
+    CHECK(lil_run(model, arena, a, m.input, i, NULL, o) == LIL_NULL_ARGUMENT);
+    CHECK(lil_run(model, arena, a - 1, m.input, i, m.output, o) == LIL_ARENA_SMALL);
+    CHECK(lil_run(model, arena + 32, a, m.input, i, m.output, o) == LIL_ARENA_MISALIGNED);
+    CHECK(lil_run(model, arena, a, m.input, i - 1, m.output, o) == LIL_INPUT_SIZE);
+    CHECK(lil_run(model, arena, a, m.input, i + 1, m.output, o) == LIL_INPUT_SIZE);
+    CHECK(lil_run(model, arena, a, m.input, i, m.output, o - 4) == LIL_OUTPUT_SIZE);
+    CHECK(lil_run(model, arena, a, m.input, i, (float *)(void *)((uint8_t *)m.output + 1), o) == LIL_OUTPUT_MISALIGNED);
+    CHECK(lil_run(model, arena, a, arena + a - 1, i, m.output, o) == LIL_MEMORY_OVERLAP);
+    CHECK(lil_run(model, arena, a, m.input, i, (float *)m.arena, o) == LIL_MEMORY_OVERLAP);
+    CHECK(lil_run(model, arena, a, m.output, i, m.output, o) == LIL_MEMORY_OVERLAP);
+    if ((uintptr_t)file % sizeof(float) == 0) {
+        CHECK(lil_run(model, arena, a, m.input, i, file, o) == LIL_MEMORY_OVERLAP);
+    }
+    for (size_t k = 0; k < o / sizeof(float); k++) {
+        CHECK(m.output[k] == 0.0f); /* untouched by every refusal */
+    }
+    CHECK(run(model, &m) == LIL_OK);
+    CHECK(lil_run(model, arena, a, model->golden_inputs, i, m.output, o) == LIL_OK); /* reading from the file is fine */
+    for (int status = -1; status <= LIL_STATUS_COUNT; status++) {
+        const char *message = lil_status_message((lil_status)status);
+        CHECK(message != NULL && strlen(message) > 5);
+        CHECK((strcmp(message, "no such status") == 0) == (status < 0 || status == LIL_STATUS_COUNT));
+        (void)lil_status_record((lil_status)status);
+    }
+    release(&m);
+}
+
+/* Whatever the thread has set, the golden outputs come, and the thread gets its setting back. */
+static void check_environment(const lil_model *model) {
+    CHECK(model->num_golden > 0);
+    CHECK(run_golden(model) == 0);
+#if defined(FE_UPWARD) && defined(FE_TOWARDZERO)
+    const int modes[] = {FE_UPWARD, FE_TOWARDZERO};
+    for (int i = 0; i < 2; i++) {
+        CHECK(fesetround(modes[i]) == 0);
+        CHECK(run_golden(model) == 0);
+        CHECK(fegetround() == modes[i]);
+    }
+    fesetround(FE_TONEAREST);
+#endif
+#if defined(__x86_64__) || defined(__i386__)
+    const unsigned int before = _mm_getcsr(), flushing = before | 0x8040; /* denormals flushed on the way in and out */
+    _mm_setcsr(flushing);
+    const int wrong = run_golden(model);
+    const unsigned int after = _mm_getcsr();
+    _mm_setcsr(before);
+    CHECK(wrong == 0);
+    CHECK((after & 0x8040) == 0x8040);
+#endif
+}
+
+int main(int argc, char **argv) {
+    CHECK(argc == 3);
+    FILE *pack = fopen(argv[2], "rb");
+    CHECK(pack != NULL);
+    uint32_t size;
+    for (size_t n = 0; fread(&size, sizeof size, 1, pack) == 1; n++) {
+        const size_t shift = n % 5;
+        uint8_t *memory = allocate(size + shift);
+        CHECK(fread(memory + shift, 1, size, pack) == size);
+        lil_model model;
+        const lil_status status = lil_open(&model, memory + shift, size);
+        if (strcmp(argv[1], "api") == 0) {
+            CHECK(status == LIL_OK);
+            check_api(&model);
+            check_environment(&model);
+        } else {
+            printf("%d %u %d\n", (int)status, model.where, status == LIL_OK ? run_golden(&model) : 0);
+        }
+        free(memory);
+    }
+    fclose(pack);
+    return 0;
+}

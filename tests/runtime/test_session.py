@@ -1,0 +1,370 @@
+"""`lilliput.open` and what a session takes, gives and refuses."""
+
+import os
+import re
+import struct
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import lilliput
+from lilliput import artifact
+from lilliput.errors import ArtifactError, FailureError, InputError
+from lilliput.program import mathfn, reference
+from lilliput.program.builder import ProgramBuilder, with_golden
+from lilliput.program.formats import WEIGHT_FORMATS, round_bf16
+from lilliput.program.program import Program
+
+if TYPE_CHECKING:
+    from tests.hostile_files import HostileFile
+
+
+@pytest.fixture
+def model_path(good_file: bytes, tmp_path: Path) -> Path:
+    path = tmp_path / "model.lil"
+    path.write_bytes(good_file)
+    return path
+
+
+def random_images(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def grey_program() -> Program:
+    """3 x 2 grey pixels: the mean, and its opposite."""
+    b = ProgramBuilder()
+    x = b.input("image", rows=6, cols=1)
+    one, zero = (
+        b.tensor(name, role="constant", format="f32", values=np.full((1, 1), value, np.float32))
+        for name, value in (("one", 1.0), ("zero", 0.0))
+    )
+    mean = b.emit("mean_rows", [b.emit("normalize", [x], [one, zero])])
+    levels, scale = b.emit("quantize", [mean])
+    codes = b.tensor("codes", role="weight", format="pot4", layout="tiles", values=np.array([[1], [-1]], np.int8))
+    ones, zeros = (
+        b.tensor(name, role="scale", format="bf16", values=np.full((1, 2), value, np.float32))
+        for name, value in (("ones", 1.0), ("zeros", 0.0))
+    )
+    y = b.emit("linear", [levels, scale], [codes, ones, zeros], activation=0)
+    image = {"height": 3, "width": 2, "channels": 1}
+    return b.build(output=y, metadata={"task": "image-classification", "labels": ["light", "dark"], "image": image})
+
+
+@pytest.fixture
+def grey_path(tmp_path: Path) -> Path:
+    path = tmp_path / "grey.lil"
+    artifact.write(grey_program(), path)
+    return path
+
+
+def test_what_a_session_says(model_path: Path, good_program: Program) -> None:
+    with lilliput.open(model_path) as session:
+        assert session.image == (4, 4, 3)
+        assert session.image.height == 4
+        assert session.labels == ("a", "b", "c")
+        assert session.arena_bytes == good_program.arena_bytes
+        assert session.file_bytes == model_path.stat().st_size
+        assert dict(session.metadata) == dict(good_program.metadata)
+        with pytest.raises(TypeError):
+            session.metadata["labels"] = []
+        assert session.verify_golden() == 1
+
+
+def test_one_image_and_batches(model_path: Path, good_program: Program) -> None:
+    images = random_images(70, 4, 4, 3)  # more than one call into C
+    wanted = reference.run(good_program, images.reshape(70, 16, 3))
+    with lilliput.open(str(model_path)) as session:
+        outputs = session.run(images)
+        assert outputs.dtype == np.float32
+        assert outputs.shape == (70, 3)
+        assert outputs.tobytes() == wanted.tobytes()
+        assert session.run(images[3]).tobytes() == wanted[3].tobytes()
+        assert session.run(images[3]).shape == (3,)
+        assert session.run(images[:0]).shape == (0, 3)
+        assert session.run(images[::-3]).tobytes() == wanted[::-3].tobytes()
+        assert session.run(np.asfortranarray(images)).tobytes() == wanted.tobytes()
+        frozen = images.copy()
+        frozen.setflags(write=False)
+        assert session.run(frozen).tobytes() == wanted.tobytes()
+
+
+def test_grey_images_need_no_channel_axis(grey_path: Path) -> None:
+    images = random_images(5, 3, 2)
+    with lilliput.open(grey_path) as session:
+        wanted = session.run(images[..., None])
+        assert np.allclose(wanted[:, 0], images.mean((1, 2)), rtol=0.01)
+        assert session.run(images).tobytes() == wanted.tobytes()
+        assert session.run(images[0]).tobytes() == wanted[0].tobytes()
+        assert session.run(images[0, ..., None]).shape == (2,)
+        assert session.run(random_images(3, 3, 2)).shape == (3, 2)  # a batch of three, not an image of two channels
+        assert session.verify_golden() == 0  # the file has none
+
+
+def test_predict(grey_path: Path) -> None:
+    images = np.stack([np.full((3, 2), 9, np.uint8), np.zeros((3, 2), np.uint8)])
+    with lilliput.open(grey_path) as session:
+        labels, probabilities = session.predict(images)
+        assert labels.tolist() == [0, 0]  # equal outputs: the first
+        assert probabilities.dtype == np.float32
+        assert probabilities.tobytes() == mathfn.softmax(session.run(images)).tobytes()
+        assert np.allclose(probabilities, np.array([[1, 0], [0.5, 0.5]]), atol=1e-6)
+        labels, probabilities = session.predict(images[0])
+        assert (labels.shape, probabilities.shape) == ((1,), (1, 2))
+        labels, probabilities = session.predict(images[:0])
+        assert (labels.shape, probabilities.shape) == ((0,), (0, 2))
+
+
+WRONG_IMAGES: dict[str, tuple[Any, str]] = {
+    "float": (np.zeros((4, 4, 3), np.float32), "the images are float32; must be uint8 pixels 0..255, 4 x 4 x 3"),
+    "nan": (np.full((4, 4, 3), np.nan), "the images are float64; must be uint8 pixels 0..255"),
+    "int64": (np.zeros((4, 4, 3), np.int64), "the images are int64; must be uint8"),
+    "bool": (np.zeros((4, 4, 3), bool), "the images are bool; must be uint8"),
+    "list": ([[1, 2], [3, 4]], "the images are int64; must be uint8"),
+    "ragged": ([[1, 2], [3]], "the images are no array"),
+    "text": ("photo.png", "the images are <U9; must be uint8"),
+    "none": (None, "the images are object; must be uint8"),
+    "height": (np.zeros((5, 4, 3), np.uint8), r"shape \(5, 4, 3\); must be .* 4 x 4 x 3 or a batch"),
+    "channels-first": (np.zeros((3, 4, 4), np.uint8), r"shape \(3, 4, 4\)"),
+    "grey": (np.zeros((4, 4), np.uint8), r"shape \(4, 4\)"),
+    "batch-of-grey": (np.zeros((2, 4, 4), np.uint8), r"shape \(2, 4, 4\)"),
+    "five-axes": (np.zeros((1, 1, 4, 4, 3), np.uint8), r"shape \(1, 1, 4, 4, 3\)"),
+    "scalar": (np.uint8(3), r"shape \(\)"),
+    "flat": (np.zeros(48, np.uint8), r"shape \(48,\)"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_IMAGES)
+def test_wrong_images_are_refused(model_path: Path, name: str) -> None:
+    images, message = WRONG_IMAGES[name]
+    with lilliput.open(model_path) as session:
+        for method in (session.run, session.predict):
+            with pytest.raises(InputError, match=message) as caught:
+                method(images)
+            assert str(caught.value).startswith(str(model_path))
+            assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(2, 3), (3,), (3, 2, 3), (1, 1, 3, 2), (5, 3, 2, 2)])
+def test_wrong_grey_shapes_are_refused(grey_path: Path, shape: tuple[int, ...]) -> None:
+    with lilliput.open(grey_path) as session, pytest.raises(InputError, match="3 x 2 x 1"):
+        session.run(np.zeros(shape, np.uint8))
+
+
+def test_a_wrong_golden_output_is_found(good_program: Program, tmp_path: Path) -> None:
+    outputs = good_program.golden_outputs.copy()
+    outputs.view(np.uint32)[0, 0, 2] ^= 1  # the last bit of the last output
+    path = tmp_path / "model.lil"
+    artifact.write(replace(good_program, golden_outputs=outputs), path)
+    with (
+        lilliput.open(path) as session,
+        pytest.raises(FailureError, match=r"model.lil: golden example 0: output 2 is .*; the file says"),
+    ):
+        session.verify_golden()
+
+
+def test_paths_that_are_no_file(tmp_path: Path) -> None:
+    (tmp_path / "empty.lil").touch()
+    for name, message in (
+        ("missing.lil", "there is no such file"),
+        ("empty.lil", "truncated: the file is empty"),
+        ("", "not a file"),
+        ("nul\0.lil", "there is no such file"),
+    ):
+        with pytest.raises(ArtifactError, match=message) as caught:
+            lilliput.open(tmp_path / name)
+        assert str(caught.value).startswith(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.lil")
+    with pytest.raises(ArtifactError, match="not a file"):
+        lilliput.open(tmp_path / "pipe.lil")
+
+
+def test_a_file_that_may_not_be_read(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("builtins.open", refuse)
+    with pytest.raises(ArtifactError, match=r"model.lil: cannot be read \(Permission denied\)"):
+        lilliput.open(model_path)
+
+
+def test_hostile_file(hostile_file: "HostileFile", tmp_path: Path) -> None:
+    """One line that begins with the file's name. (Names of records are the Python reader's: a session drops them.)"""
+    path = tmp_path / "hostile.lil"
+    path.write_bytes(hostile_file.data)
+    if re.match(r"metadata-(no-)?(tensors|buffers)", hostile_file.name):
+        lilliput.open(path).close()
+        return
+    with pytest.raises(ArtifactError) as caught:
+        lilliput.open(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_no_memory_for_the_arena(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(np, "empty", fail)
+    with pytest.raises(FailureError, match=r"model.lil: needs \d+ bytes of work memory"):
+        lilliput.open(model_path)
+
+
+def test_closing(model_path: Path) -> None:
+    session = lilliput.open(model_path)
+    image = random_images(4, 4, 3)
+    kept = session.run(image)
+    session.close()
+    session.close()
+    for call in (lambda: session.run(image), lambda: session.predict(image), session.verify_golden):
+        with pytest.raises(InputError, match="the session is closed"):
+            call()
+    assert session.labels == ("a", "b", "c")
+    assert np.isfinite(kept).all()
+    model_path.unlink()
+    with pytest.raises(ArtifactError, match="no such file"):
+        lilliput.open(model_path)
+
+
+def test_a_session_outlives_the_replacement_of_its_file(model_path: Path, good_program: Program) -> None:
+    with lilliput.open(model_path) as session:
+        artifact.write(grey_program(), model_path)
+        assert session.verify_golden() == 1
+    with lilliput.open(model_path) as session:
+        assert session.image.channels == 1
+
+
+def vit_program(seed: int = 0) -> Program:
+    """A ViT for 12 x 12 colour images: 9 patches and a class token, two blocks of 3 heads, each format of weights."""
+    rng = np.random.default_rng(seed)
+    b = ProgramBuilder()
+
+    def bf16(name: str, values: NDArray[np.floating[Any]]) -> int:
+        return b.tensor(name, role="scale", format="bf16", values=round_bf16(values.astype(np.float32)))
+
+    def codes(name: str, format: str, layout: str, rows: int, cols: int) -> int:
+        values = rng.choice(WEIGHT_FORMATS[format].grid, (rows, cols))
+        values[rng.random((rows, cols)) < 0.6] = 0
+        return b.tensor(name, role="weight", format=format, layout=layout, values=values)
+
+    def linear(x: int, cols: int, rows: int, format: str, residual: int | None = None, gelu: bool = False) -> int:
+        name = f"linear.{rng.integers(10**9)}"
+        step = 0.4 / WEIGHT_FORMATS[format].grid[-1]
+        tensors = [codes(name, format, "tiles", rows, cols), bf16(f"{name}.scale", rng.uniform(0.5, 1, rows) * step)]
+        tensors.append(bf16(f"{name}.bias", rng.normal(0, 0.1, rows)))
+        levels, scale = b.emit("quantize", [x])
+        if residual is not None:
+            return b.emit("linear_add", [levels, scale, residual], tensors)
+        return b.emit("linear", [levels, scale], tensors, activation=2 if gelu else 0)
+
+    def norm(x: int) -> int:
+        return b.emit(
+            "layer_norm", [x], [bf16("g", rng.normal(1, 0.1, 36)), bf16("b", rng.normal(0, 0.1, 36))], eps=1e-6
+        )
+
+    x = b.input("image", 144, 3)
+    constants = [
+        b.tensor(name, role="constant", format="f32", values=np.array([values], np.float32))
+        for name, values in (("scale", [0.017, 0.018, 0.016]), ("shift", [-2.1, -2.0, -1.9]))
+    ]
+    y = b.emit("normalize", [x], constants)
+    y = b.emit("unfold", [y], height=12, width=12, kernel=4, stride=4, padding=0)
+    y = linear(y, 48, 36, "int8")
+    y = b.emit("prepend_token", [y], [codes("token", "int8", "rows", 1, 36), bf16("ts", np.full(1, 0.01))])
+    y = b.emit("add_positions", [y], [codes("positions", "int4", "rows", 10, 36), bf16("ps", np.full(10, 0.02))])
+    for format in ("pot4", "int4"):
+        z = b.emit("attention", [linear(norm(y), 36, 108, format)], num_heads=3, head_dim=12, logit_scale=12**-0.5)
+        y = linear(z, 36, 36, format, residual=y)
+        y = linear(linear(norm(y), 36, 90, format, gelu=True), 90, 36, format, residual=y)
+    y = linear(b.emit("select_row", [norm(y)], row=0), 36, 10, "int8")
+    image = {"height": 12, "width": 12, "channels": 3}
+    metadata = {"task": "image-classification", "labels": [str(digit) for digit in range(10)], "image": image}
+    return with_golden(b.build(output=y, metadata=metadata), random_images(4, 144, 3))
+
+
+def test_a_whole_vit_equals_the_reference(tmp_path: Path) -> None:
+    program = vit_program()
+    artifact.write(program, tmp_path / "vit.lil")
+    images = random_images(200, 12, 12, 3, seed=1)
+    images[0], images[1], images[2, :, :6] = 0, 255, 0
+    with lilliput.open(tmp_path / "vit.lil") as session:
+        assert session.verify_golden() == 4
+        outputs = session.run(images)
+    assert outputs.tobytes() == reference.run(program, images.reshape(200, 144, 3)).tobytes()
+    assert len(np.unique(outputs.argmax(1))) > 1  # the outputs say something
+
+
+def test_threads_share_a_session_or_have_their_own(tmp_path: Path) -> None:
+    artifact.write(vit_program(), tmp_path / "vit.lil")
+    images = random_images(64, 12, 12, 3, seed=2)
+    shared = lilliput.open(tmp_path / "vit.lil")
+    wanted = shared.run(images)
+    ready = threading.Barrier(8)
+
+    def work(number: int) -> bool:
+        session = shared if number % 2 else lilliput.open(tmp_path / "vit.lil")
+        ready.wait()
+        same = True
+        for start in range(number, 64, 8):
+            same &= session.run(images[start:]).tobytes() == wanted[start:].tobytes()
+        return same
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(8)))
+    shared.close()
+
+
+def test_closing_while_others_run(tmp_path: Path) -> None:
+    """Each call either finishes with the right bits or says that the session is closed."""
+    artifact.write(vit_program(), tmp_path / "vit.lil")
+    images = random_images(64, 12, 12, 3, seed=2)
+    session = lilliput.open(tmp_path / "vit.lil")
+    wanted = session.run(images).tobytes()
+    started = threading.Event()
+
+    def work() -> int:
+        done = 0
+        while True:
+            started.set()
+            try:
+                outputs = session.run(images)
+            except InputError as error:
+                assert "closed" in str(error)  # noqa: PT017
+                return done
+            assert outputs.tobytes() == wanted
+            done += 1
+
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(work) for _ in range(4)]
+        started.wait()
+        session.close()
+        assert all(run.result() >= 0 for run in runs)
+
+
+def test_import_and_open_bring_numpy_only(model_path: Path) -> None:
+    code = (
+        "import sys, lilliput; lilliput.open(sys.argv[1]).verify_golden(); "
+        "print(' '.join(name for name in ('PIL', 'torch', 'pydantic', 'typer', 'rich') if name in sys.modules))"
+    )
+    result = subprocess.run([sys.executable, "-c", code, model_path], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == ""
+
+
+def test_version_of_the_format_is_in_the_message(good_file: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.lil"
+    path.write_bytes(good_file[:8] + struct.pack("<I", 7) + good_file[12:])
+    with pytest.raises(ArtifactError, match="another version of the format; this runtime reads version 1"):
+        lilliput.open(path)

@@ -1,0 +1,237 @@
+"""`model.lil`: what is written, that it is read back the same, and that writing is all or nothing."""
+
+import builtins
+import errno
+import json
+import os
+import struct
+import zlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lilliput import artifact
+from lilliput.errors import ArtifactError, FailureError
+from lilliput.program.builder import ProgramBuilder
+from lilliput.program.program import Program
+
+
+def tiny_program(shift: float = 0.0) -> Program:
+    b = ProgramBuilder()
+    x = b.input("image", rows=1, cols=2)
+    scale = b.tensor("scale", role="constant", format="f32", values=np.ones((1, 2), np.float32))
+    offset = b.tensor("shift", role="constant", format="f32", values=np.full((1, 2), shift, np.float32))
+    y = b.emit("normalize", [x], [scale, offset])
+    metadata = {
+        "task": "image-classification",
+        "labels": ["é", "日本"],
+        "image": {"height": 1, "width": 1, "channels": 2},
+        "provenance": {"note": 'quote " backslash \\ tab \t'},
+    }
+    return b.build(output=y, metadata=metadata)
+
+
+def test_round_trip_gives_identical_bytes_and_values(good_program: Program, good_file: bytes) -> None:
+    program = artifact.from_bytes(good_file, "good.lil")
+    assert artifact.to_bytes(program) == good_file
+    assert program.buffers == good_program.buffers
+    assert program.ops == good_program.ops
+    assert program.metadata == good_program.metadata
+    assert (program.input, program.output, program.arena_bytes) == (
+        good_program.input,
+        good_program.output,
+        good_program.arena_bytes,
+    )
+    for got, wanted in zip(program.tensors, good_program.tensors, strict=True):
+        assert (got.name, got.role, got.format, got.layout) == (wanted.name, wanted.role, wanted.format, wanted.layout)
+        assert got.values.dtype == wanted.values.dtype
+        np.testing.assert_array_equal(got.values, wanted.values)
+    np.testing.assert_array_equal(program.golden_inputs, good_program.golden_inputs)
+    np.testing.assert_array_equal(program.golden_outputs, good_program.golden_outputs)
+
+
+def test_program_without_tensors_or_golden_examples_round_trips() -> None:
+    data = artifact.to_bytes(tiny_program())
+    program = artifact.from_bytes(data, "tiny.lil")
+    assert artifact.to_bytes(program) == data
+    assert len(program.golden_inputs) == 0
+    assert program.metadata["labels"] == ["é", "日本"]
+    assert program.arena_bytes == 0
+
+
+def test_bytes_are_those_of_the_page() -> None:
+    """Every byte of a small file, spelled out from docs/format.md."""
+    program = tiny_program(shift=2.0)
+    program = replace(
+        program, golden_inputs=np.array([[[3, 4]]], np.uint8), golden_outputs=np.array([[[5.0, 6.0]]], np.float32)
+    )
+    text = json.dumps(
+        {
+            **program.metadata,
+            "tensors": [["scale", "constant"], ["shift", "constant"]],
+            "buffers": ["image", "normalize.0"],
+        },
+        ensure_ascii=False,
+        separators=(",", ":"),
+    ).encode()
+    buffers = struct.pack("<IIIIQ", 1, 1, 2, 0, 0) + struct.pack("<IIIIQ", 3, 1, 2, 0, 0)
+    tensors = struct.pack("<HHIIIQ", 1, 0, 1, 2, 0, 0) + struct.pack("<HHIIIQ", 1, 0, 1, 2, 0, 64)
+    ops = struct.pack("<HHHHHHHHHHIIIII", 1, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0)
+    constants = struct.pack("<ff56xff", 1.0, 1.0, 2.0, 2.0)
+    golden = bytes([3, 4]) + bytes(62) + struct.pack("<ff", 5.0, 6.0)
+    body, table = b"", b""
+    for number, (count, payload) in enumerate(
+        [(2, buffers), (2, tensors), (1, ops), (2, constants), (1, text), (1, golden)], start=1
+    ):
+        body += bytes(-len(body) % 64)
+        table += struct.pack("<IIQQ", number, count, 192 + len(body), len(payload))
+        body += payload
+    checked = struct.pack("<QQIIII", 192 + len(body), 0, 0, 1, 6, 0) + table + body
+    assert artifact.to_bytes(program) == b"\x89LIL\r\n\x1a\n" + struct.pack("<II", 1, zlib.crc32(checked)) + checked
+
+
+def test_itemized_bytes_add_up_to_the_file(good_program: Program, good_file: bytes) -> None:
+    items = artifact.itemize(good_program)
+    assert sum(items.values()) == len(good_file)
+    assert items["constants"] == sum(tensor.stored_bytes for tensor in good_program.tensors)
+    assert items["buffers"] == 24 * len(good_program.buffers)
+    assert items["ops"] == 40 * len(good_program.ops)
+    assert items["golden"] == 48 + 12
+    assert items["header"] == 192
+    assert items["padding"] >= 0
+
+
+def test_write_and_read_a_path(tmp_path: Path, good_program: Program, good_file: bytes) -> None:
+    path = tmp_path / "model.lil"
+    assert artifact.write(good_program, path) == len(good_file)
+    assert path.read_bytes() == good_file
+    assert artifact.to_bytes(artifact.read(path)) == good_file
+    assert os.listdir(tmp_path) == ["model.lil"]
+
+
+def test_writing_over_a_file_replaces_it_whole(tmp_path: Path, good_program: Program) -> None:
+    path = tmp_path / "model.lil"
+    path.write_bytes(b"x" * 100_000)
+    artifact.write(good_program, path)
+    assert path.read_bytes() == artifact.to_bytes(good_program)
+
+
+class _FullDisk:
+    """A file whose disk is full after the first 1000 bytes."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+
+    def __enter__(self) -> "_FullDisk":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+
+    def write(self, data: bytes) -> int:
+        self.file.write(data[:1000])
+        self.file.flush()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_full_disk_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, good_program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.lil"
+    artifact.write(tiny_program(), path)
+    old = path.read_bytes()
+    for module, name in ((os, "fdopen"), (builtins, "open")):
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, real=real, **settings: _FullDisk(real(*args, **settings)))
+    with pytest.raises(FailureError, match=r"model\.lil.*No space left on device"):
+        artifact.write(good_program, path)
+    monkeypatch.undo()
+    assert path.read_bytes() == old
+    assert os.listdir(tmp_path) == ["model.lil"]
+
+
+def test_failure_to_rename_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, good_program: Program, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.lil"
+    path.write_bytes(b"old")
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(FailureError, match="Input/output error"):
+        artifact.write(good_program, path)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["model.lil"]
+
+
+def test_invalid_program_is_not_written(tmp_path: Path, good_program: Program) -> None:
+    path = tmp_path / "model.lil"
+    path.write_bytes(b"old")
+    with pytest.raises(ArtifactError, match="arena bytes is 64; the buffers need"):
+        artifact.write(replace(good_program, arena_bytes=64), path)
+    assert path.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"provenance": {"loss": float("nan")}}, "metadata: cannot be written as JSON .*not JSON compliant"),
+        ({"provenance": {1, 2}}, "metadata: cannot be written as JSON .*not JSON serializable"),
+        ({"provenance": "\ud800"}, "metadata: cannot be written as JSON .*surrogates not allowed"),
+        ({"tensors": []}, "metadata: tensors is kept by the records"),
+        ({"buffers": []}, "metadata: buffers is kept by the records"),
+    ],
+)
+def test_metadata_that_is_not_json_is_not_written(change: dict[str, Any], message: str) -> None:
+    program = tiny_program()
+    with pytest.raises(ArtifactError, match=message):
+        artifact.to_bytes(replace(program, metadata={**program.metadata, **change}))
+
+
+def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"none\.lil: cannot be read \(No such file or directory\)"):
+        artifact.read(tmp_path / "none.lil")
+    with pytest.raises(ArtifactError, match=r"cannot be read \(Is a directory\)"):
+        artifact.read(tmp_path)
+
+
+def test_errors_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.lil"
+    path.write_bytes(b"GIF89a")
+    with pytest.raises(ArtifactError, match=r"^.*model\.lil: not a \.lil file"):
+        artifact.read(path)
+
+
+@given(data=st.data())
+def test_any_altered_bytes_are_refused_or_canonical(good_file: bytes, data: st.DataObject) -> None:
+    """Behind a correct checksum, any change is refused by one clear error, or is a file that we would have written."""
+    draft = bytearray(artifact.to_bytes(tiny_program()) if data.draw(st.booleans()) else good_file)
+    metadata_start, metadata_size = struct.unpack_from("<QQ", draft, 48 + 4 * 24 + 8)
+    places = st.integers(0, len(draft) - 1).filter(lambda p: not metadata_start <= p < metadata_start + metadata_size)
+    for place, value in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=4)):
+        draft[place] = value
+    struct.pack_into("<I", draft, 12, zlib.crc32(draft[16:]))
+    error = None
+    try:
+        program = artifact.from_bytes(bytes(draft), "file.lil")
+    except ArtifactError as caught:
+        error = str(caught)
+    if error is None:
+        assert artifact.to_bytes(program) == draft
+    else:
+        assert error.startswith("file.lil: ")
+        assert "\n" not in error
+
+
+@given(st.binary(max_size=400))
+def test_random_bytes_are_refused(data: bytes) -> None:
+    for start in (b"", b"\x89LIL\r\n\x1a\n", b"\x89LIL\r\n\x1a\n\x01\0\0\0"):
+        with pytest.raises(ArtifactError, match=r"^file\.lil: "):
+            artifact.from_bytes(start + data, "file.lil")

@@ -1,0 +1,106 @@
+"""Lowering: the program computes what the simulated model computes, and refuses what it cannot."""
+
+import numpy as np
+import pytest
+import torch
+
+from lilliput.compress.quantize import Quantization
+from lilliput.config import LayerSettings, ModelSettings, QuantizeSettings, StemConvSettings
+from lilliput.lower import LoweringError, lower
+from lilliput.models.stack import base_of
+from lilliput.models.vit import ViT
+from lilliput.program import reference
+
+HYBRID = (StemConvSettings(channels=6), StemConvSettings(channels=10, stride=1))
+ARCHITECTURES = {
+    "class token": (ModelSettings(patch_size=2, embed_dim=24, depth=2, num_heads=3, mlp_dim=40), (8, 8, 1)),
+    "mean pooling, sinusoidal": (
+        ModelSettings(patch_size=4, embed_dim=20, depth=1, num_heads=2, mlp_dim=33, pool="mean", positions="sinusoidal"),
+        (8, 12, 3),
+    ),
+    "hybrid": (ModelSettings(patch_size=1, embed_dim=16, depth=1, num_heads=2, mlp_dim=24, stem=HYBRID), (9, 7, 3)),
+    "stem and patches": (ModelSettings(patch_size=2, embed_dim=16, depth=1, num_heads=2, stem=HYBRID[:1]), (16, 8, 1)),
+    "ragged heads": (
+        ModelSettings(
+            patch_size=4,
+            embed_dim=24,
+            layers=(LayerSettings(num_heads=3, head_dim=7, mlp_dim=9), LayerSettings(num_heads=1, head_dim=16, mlp_dim=50)),
+        ),
+        (8, 8, 1),
+    ),
+}
+METADATA = {"labels": [str(i) for i in range(5)], "provenance": {}}
+
+
+def quantized_model(name: str, weight_format: str = "pot4") -> ViT:
+    torch.manual_seed(0)
+    settings, shape = ARCHITECTURES[name]
+    model = ViT(settings, shape, 5)
+    model.set_normalization(np.full(shape[2], 120.0, np.float32), np.full(shape[2], 60.0, np.float32))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)  # biases and norms too
+    Quantization(QuantizeSettings(weight_format=weight_format)).attach(model)  # type: ignore[arg-type]
+    return model.eval()
+
+
+def outputs_of_both(model: ViT, count: int = 64) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    height, width, channels = model.image_shape
+    images = rng.integers(0, 256, (count, height, width, channels), dtype=np.uint8)
+    images[0], images[1] = 0, 255
+    program = lower(model, METADATA)
+    with torch.no_grad():
+        simulated = model(torch.from_numpy(images).permute(0, 3, 1, 2).float()).numpy()
+    return simulated, reference.run(program, images.reshape(count, height * width, channels))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_program_equals_the_simulated_model(name: str) -> None:
+    """Products are exact on both sides; what is left is float rounding, and a level that it tips over now and then."""
+    simulated, executed = outputs_of_both(quantized_model(name))
+    spread = simulated.std()
+    difference = np.abs(simulated - executed)
+    assert np.median(difference) <= 2e-5 * spread
+    assert difference.max() <= 0.05 * spread
+    assert spread > 0.01  # a constant model would pass anything
+
+
+@pytest.mark.parametrize("weight_format", ["int8", "int4", "pot4"])
+def test_every_weight_format_lowers(weight_format: str) -> None:
+    model = quantized_model("class token", weight_format)
+    program = lower(model, METADATA)
+    assert {tensor.format for tensor in program.tensors if tensor.role == "weight"} == {weight_format}
+    simulated, executed = outputs_of_both(model)
+    assert np.abs(simulated - executed).max() <= 0.05 * simulated.std()
+
+
+def test_parameters_are_all_in_the_program_once() -> None:
+    for name in ARCHITECTURES:
+        model = quantized_model(name)
+        program = lower(model, METADATA)
+        learned = [tensor for tensor in program.tensors if tensor.role in ("weight", "bias", "norm", "embedding")]
+        assert sum(tensor.values.size for tensor in learned) == model.num_parameters(), name
+
+
+def test_levels_in_the_program_are_the_models_levels() -> None:
+    model = quantized_model("class token")
+    program = lower(model, METADATA)
+    tensors = {tensor.name: tensor.values for tensor in program.tensors}
+    weight = model.blocks[0].mlp.fc1.weight.detach().numpy()
+    rebuilt = tensors["blocks.0.mlp.fc1.weight"] * tensors["blocks.0.mlp.fc1.weight.scale"].reshape(-1, 1)
+    assert np.array_equal(rebuilt.astype(np.float32), weight)
+
+
+def test_nan_in_a_weight_is_refused_by_name() -> None:
+    model = quantized_model("class token")
+    with torch.no_grad():
+        base_of(model.blocks[1].attn.proj, "weight")[3, 2] = float("nan")
+    with pytest.raises(LoweringError, match=r"blocks\.1\.attn\.proj.*has NaN or infinite values"):
+        lower(model, METADATA)
+
+
+def test_an_unquantised_model_is_refused_with_what_to_do() -> None:
+    settings, shape = ARCHITECTURES["class token"]
+    with pytest.raises(LoweringError, match=r"is not quantised; run the stage 'quantize' before 'export'"):
+        lower(ViT(settings, shape, 5), METADATA)

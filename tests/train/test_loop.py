@@ -1,0 +1,168 @@
+"""The training loop: schedule, resuming to the same bits, interruption, divergence."""
+
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lilliput.config import AugmentSettings, ModelSettings, TrainingSettings
+from lilliput.data import ImageDataset, Part
+from lilliput.errors import FailureError
+from lilliput.models.checkpoint import CheckpointError, tensors_of
+from lilliput.models.vit import ViT
+from lilliput.train.loop import Task, derive_seed, fit, learning_rate, parameter_groups
+
+
+def tiny_dataset() -> ImageDataset:
+    """Images whose class is the brighter quadrant: learnable in a few steps."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(96) % 4
+    images = rng.integers(0, 100, (96, 8, 8, 1), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        row, column = divmod(int(label), 2)
+        image[4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 120
+    parts = [Part(images[i : i + 32], labels[i : i + 32].astype(np.int64)) for i in (0, 32, 64)]
+    return ImageDataset("quadrants", ("a", "b", "c", "d"), *parts)
+
+
+def tiny_model() -> ViT:
+    torch.manual_seed(0)
+    model = ViT(ModelSettings(patch_size=4, embed_dim=16, depth=1, num_heads=2, mlp_dim=16, dropout=0.1), (8, 8, 1), 4)
+    model.set_normalization(np.array([90.0], np.float32), np.array([60.0], np.float32))
+    return model
+
+
+SETTINGS = TrainingSettings(epochs=6, batch_size=8, lr=3e-3, ema_decay=0.9, checkpoint_seconds=0)
+AUGMENT = AugmentSettings(crop_padding=1, mixup=0.2)
+
+
+def task_in(folder: Path, **changes: Any) -> Task:
+    return Task(tiny_dataset(), AUGMENT, seed=5, checkpoint=folder / "checkpoint.safetensors", **changes)
+
+
+class StopAt:
+    """A display that raises in the middle of a run, as a crash would."""
+
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def start(self, epochs: int, total_steps: int, done_steps: int) -> None:
+        self.done_steps = done_steps
+
+    def step(self, step: int, loss: float) -> None:
+        if step == self.at:
+            raise RuntimeError("killed")
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
+def bits(model: nn.Module) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors_of(model).items()}
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    history = fit(tiny_model(), SETTINGS.model_copy(update={"epochs": 40}), task_in(tmp_path))
+    assert history[-1]["validation_accuracy"] > 0.9
+    assert [record["epoch"] for record in history] == list(range(1, 41))
+
+
+@pytest.mark.parametrize("stop", [1, 4, 11, 23])
+def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, stop: int) -> None:
+    whole = tiny_model()
+    expected = fit(whole, SETTINGS, task_in(tmp_path / "whole"))
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(tiny_model(), SETTINGS, task_in(tmp_path / "cut"), StopAt(stop))
+    resumed = tiny_model()
+    seen = StopAt(-1)
+    history = fit(resumed, SETTINGS, task_in(tmp_path / "cut"), seen)
+    assert seen.done_steps == stop - 1  # it did resume, from the last finished checkpoint
+    assert bits(resumed) == bits(whole)
+    drop_times = [[{k: v for k, v in r.items() if k != "seconds"} for r in h] for h in (history, expected)]
+    assert drop_times[0] == drop_times[1]
+
+
+def test_another_seed_gives_another_model(tmp_path: Path) -> None:
+    first, second = tiny_model(), tiny_model()
+    fit(first, SETTINGS, task_in(tmp_path / "a"))
+    fit(second, SETTINGS, Task(tiny_dataset(), AUGMENT, seed=6, checkpoint=tmp_path / "b" / "c.safetensors"))
+    assert bits(first) != bits(second)
+
+
+def test_ctrl_c_saves_between_two_steps_then_raises(tmp_path: Path) -> None:
+    class PressCtrlC(StopAt):
+        def step(self, step: int, loss: float) -> None:
+            if step == self.at:
+                signal.raise_signal(signal.SIGINT)
+
+    assert threading.current_thread() is threading.main_thread()
+    settings = SETTINGS.model_copy(update={"checkpoint_seconds": 1e9})
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny_model(), settings, task_in(tmp_path / "cut"), PressCtrlC(7))
+    whole, resumed, seen = tiny_model(), tiny_model(), StopAt(-1)
+    fit(whole, settings, task_in(tmp_path / "whole"))
+    fit(resumed, settings, task_in(tmp_path / "cut"), seen)
+    assert seen.done_steps == 7  # nothing was lost
+    assert bits(resumed) == bits(whole)
+
+
+def test_divergence_is_reported_not_trained_on(tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.head.bias[0] = float("nan")
+    with pytest.raises(FailureError, match=r"training diverged: the loss is nan in epoch 1; lower lr \(0\.003\)"):
+        fit(model, SETTINGS, task_in(tmp_path))
+
+
+def test_a_full_disk_is_one_clear_error_and_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(tiny_model(), SETTINGS, task_in(tmp_path), StopAt(5))
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+
+    def no_space(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", no_space)
+        with pytest.raises(FailureError, match=r"cannot write .*checkpoint\.safetensors: No space left on device"):
+            fit(tiny_model(), SETTINGS, task_in(tmp_path))
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+
+
+def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"not a checkpoint")
+    with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors: damaged .*delete it"):
+        fit(tiny_model(), SETTINGS, task_in(tmp_path))
+
+
+def test_learning_rate_warms_up_then_follows_a_cosine() -> None:
+    settings = TrainingSettings(lr=1.0, warmup_fraction=0.1, final_lr_fraction=0.1)
+    rates = [learning_rate(step, 100, settings) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert rates[99] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_decay_touches_matrices_only() -> None:
+    model = tiny_model()
+    decayed, free = parameter_groups(model, 0.05)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    assert decayed["weight_decay"] == 0.05 and free["weight_decay"] == 0.0
+    assert {names[p] for p in decayed["params"]} == {f"{name}.weight" for name in model.linears()}
+    assert len(decayed["params"]) + len(free["params"]) == len(names)
+
+
+def test_seeds_are_mixed_well() -> None:
+    seeds = {derive_seed(a, b, c) for a in range(8) for b in range(8) for c in range(8)}
+    assert len(seeds) == 512
+    assert derive_seed(1, 2) != derive_seed(2, 1)
