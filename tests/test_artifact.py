@@ -95,17 +95,6 @@ def test_bytes_are_those_of_the_page() -> None:
     assert artifact.to_bytes(program) == b"\x89LIL\r\n\x1a\n" + struct.pack("<II", 1, zlib.crc32(checked)) + checked
 
 
-def test_itemized_bytes_add_up_to_the_file(good_program: Program, good_file: bytes) -> None:
-    items = artifact.itemize(good_program)
-    assert sum(items.values()) == len(good_file)
-    assert items["constants"] == sum(tensor.stored_bytes for tensor in good_program.tensors)
-    assert items["buffers"] == 24 * len(good_program.buffers)
-    assert items["ops"] == 40 * len(good_program.ops)
-    assert items["golden"] == 48 + 12
-    assert items["header"] == 192
-    assert items["padding"] >= 0
-
-
 def test_write_and_read_a_path(tmp_path: Path, good_program: Program, good_file: bytes) -> None:
     path = tmp_path / "model.lil"
     assert artifact.write(good_program, path) == len(good_file)

@@ -15,7 +15,9 @@ HYBRID = (StemConvSettings(channels=6), StemConvSettings(channels=10, stride=1))
 ARCHITECTURES = {
     "class token": (ModelSettings(patch_size=2, embed_dim=24, depth=2, num_heads=3, mlp_dim=40), (8, 8, 1)),
     "mean pooling, sinusoidal": (
-        ModelSettings(patch_size=4, embed_dim=20, depth=1, num_heads=2, mlp_dim=33, pool="mean", positions="sinusoidal"),
+        ModelSettings(
+            patch_size=4, embed_dim=20, depth=1, num_heads=2, mlp_dim=33, pool="mean", positions="sinusoidal"
+        ),
         (8, 12, 3),
     ),
     "hybrid": (ModelSettings(patch_size=1, embed_dim=16, depth=1, num_heads=2, mlp_dim=24, stem=HYBRID), (9, 7, 3)),
@@ -24,7 +26,10 @@ ARCHITECTURES = {
         ModelSettings(
             patch_size=4,
             embed_dim=24,
-            layers=(LayerSettings(num_heads=3, head_dim=7, mlp_dim=9), LayerSettings(num_heads=1, head_dim=16, mlp_dim=50)),
+            layers=(
+                LayerSettings(num_heads=3, head_dim=7, mlp_dim=9),
+                LayerSettings(num_heads=1, head_dim=16, mlp_dim=50),
+            ),
         ),
         (8, 8, 1),
     ),
@@ -95,7 +100,7 @@ def test_levels_in_the_program_are_the_models_levels() -> None:
 def test_nan_in_a_weight_is_refused_by_name() -> None:
     model = quantized_model("class token")
     with torch.no_grad():
-        base_of(model.blocks[1].attn.proj, "weight")[3, 2] = float("nan")
+        base_of(model.linears()["blocks.1.attn.proj"], "weight")[3, 2] = float("nan")
     with pytest.raises(LoweringError, match=r"blocks\.1\.attn\.proj.*has NaN or infinite values"):
         lower(model, METADATA)
 

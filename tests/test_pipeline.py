@@ -113,16 +113,19 @@ def test_two_runs_give_the_same_bytes(finished: Path, tmp_path: Path) -> None:
 
 def run_in_process(out: Path) -> "subprocess.Popen[bytes]":
     script = (
-        "import json, sys; from pathlib import Path; from lilliput import pipeline; from lilliput.config import parse_recipe;"
+        "import json, sys; from pathlib import Path;"
+        "from lilliput import pipeline; from lilliput.config import parse_recipe;"
         "pipeline.run(parse_recipe(json.loads(sys.argv[1]), 'test'), Path(sys.argv[2]), quiet=True)"
     )
-    stages = [name for name in ("train", "prune", "finetune", "quantize")]
-    settings = {**SMALL, **{name: {**SMALL[name], "checkpoint_seconds": 0} for name in stages}}
+    trained = ("train", "prune", "finetune", "quantize")
+    settings = {**SMALL, **{name: {**SMALL[name], "checkpoint_seconds": 0} for name in trained}}
     return subprocess.Popen([sys.executable, "-c", script, json.dumps(settings), str(out)], env=dict(os.environ))
 
 
 @pytest.mark.parametrize("stage", ["01-train", "02-prune", "04-quantize"])
-def test_sigkill_in_a_stage_then_the_same_command_gives_the_same_file(finished: Path, tmp_path: Path, stage: str) -> None:
+def test_sigkill_in_a_stage_then_the_same_command_gives_the_same_file(
+    finished: Path, tmp_path: Path, stage: str
+) -> None:
     process = run_in_process(tmp_path)
     deadline = time.monotonic() + 120
     while not list((tmp_path / "small" / stage).glob("checkpoint-*")):
@@ -144,11 +147,15 @@ def test_a_broken_guarantee_stops_the_run(tmp_path: Path, monkeypatch: pytest.Mo
     from lilliput.models import stack
 
     monkeypatch.setattr(stack.Mask, "forward", lambda self, weight: weight + 1e-3)
-    with pytest.raises(FailureError, match=r"the guarantee of 'prune' is broken: at least \d+ of \d+ .* weights are zero"):
+    with pytest.raises(
+        FailureError, match=r"the guarantee of 'prune' is broken: at least \d+ of \d+ .* weights are zero"
+    ):
         pipeline.run(recipe(train={**SMALL["train"], "epochs": 1}), tmp_path, quiet=True)
 
 
-def test_a_full_disk_while_exporting_keeps_what_was_done(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_exporting_keeps_what_was_done(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import shutil
 
     folder = tmp_path / "small"

@@ -1,7 +1,7 @@
 """Validated settings: one class for the data, the model and each stage, and the recipe that holds them.
 
-A recipe file (TOML) is a diff from these defaults. Every class is frozen and refuses unknown fields, so a typing error in a
-recipe is an error message and never a silently ignored setting.
+A recipe file (TOML) is a diff from these defaults. Every class is frozen and refuses unknown fields, so a typing
+error in a recipe is an error message and never a silently ignored setting.
 """
 
 import tomllib
@@ -21,16 +21,21 @@ Fraction = Field(ge=0.0, lt=1.0)
 
 
 class DataSettings(Settings):
-    """Which data set, where it lies, and how it is split. Splits are seeded; the test set is never used for a choice."""
+    """Which data set, where it lies, and how it is split. Splits are seeded; the test set is never used for a
+    choice."""
 
     name: Literal["digits", "fashion-mnist", "cifar10", "folder"] = "digits"
     path: str | None = Field(default=None, description="folder or archive; None: the usual place of that data set")
     validation_fraction: float = Field(default=0.1, gt=0.0, lt=1.0, description="of the training part")
-    test_fraction: float = Field(default=0.2, gt=0.0, lt=1.0, description="where the data set has no test part of its own")
+    test_fraction: float = Field(
+        default=0.2, gt=0.0, lt=1.0, description="where the data set has no test part of its own"
+    )
     split_seed: int = Field(default=0, ge=0)
     image_size: tuple[int, int] | None = Field(default=None, description="(height, width); `folder`: size to resize to")
     mode: Literal["L", "RGB"] | None = Field(default=None, description="`folder`: grey or colour; None: RGB")
-    limit: int | None = Field(default=None, ge=1, description="use only the first images of each part (for quick looks)")
+    limit: int | None = Field(
+        default=None, ge=1, description="use only the first images of each part (for quick looks)"
+    )
 
 
 class AugmentSettings(Settings):
@@ -70,7 +75,9 @@ class ModelSettings(Settings):
     depth: int = Field(default=3, ge=1)
     num_heads: int = Field(default=4, ge=1)
     mlp_dim: int = Field(default=256, ge=1)
-    layers: tuple[LayerSettings, ...] | None = Field(default=None, description="per-layer sizes; replaces the three above")
+    layers: tuple[LayerSettings, ...] | None = Field(
+        default=None, description="per-layer sizes; replaces the three above"
+    )
     stem: tuple[StemConvSettings, ...] = Field(default=(), description="convolutions before the patches (hybrid)")
     pool: Literal["cls", "mean"] = "cls"
     positions: Literal["learned", "sinusoidal"] = "learned"
@@ -80,7 +87,9 @@ class ModelSettings(Settings):
     def _check(self) -> Self:
         if self.layers is None and self.embed_dim % self.num_heads:
             allowed = [n for n in range(1, self.embed_dim + 1) if self.embed_dim % n == 0 and n <= 64]
-            raise ValueError(f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; allowed: {allowed}")
+            raise ValueError(
+                f"num_heads={self.num_heads} does not divide embed_dim={self.embed_dim}; allowed: {allowed}"
+            )
         if self.layers is not None and not self.layers:
             raise ValueError("layers is empty; give at least one layer")
         if self.preset == "vit-413k":
@@ -126,7 +135,9 @@ class PruneSettings(TrainingSettings):
     lr: float = Field(default=5e-4, gt=0.0)
     sparsity: float = Field(default=0.6, gt=0.0, lt=1.0, description="share of zero weights at the end")
     start_fraction: float = Field(default=0.0, ge=0.0, lt=1.0, description="of the steps, before the first weight goes")
-    end_fraction: float = Field(default=0.7, gt=0.0, le=1.0, description="of the steps, when the full sparsity is reached")
+    end_fraction: float = Field(
+        default=0.7, gt=0.0, le=1.0, description="of the steps, when the full sparsity is reached"
+    )
     update_every: int = Field(default=20, ge=1, description="steps between updates of the masks")
     layer_floor: float = Field(default=0.02, ge=0.0, lt=1.0, description="share of weights that every layer keeps")
 
@@ -240,7 +251,9 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise RecipeError(f"recipe {path}: cannot be read ({error.strerror}); give the path of a .toml recipe") from None
+        raise RecipeError(
+            f"recipe {path}: cannot be read ({error.strerror}); give the path of a .toml recipe"
+        ) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"recipe {path}: not valid TOML ({error})") from None
     tree.setdefault("name", path.stem)

@@ -28,7 +28,9 @@ def write_atomic(path: str | Path, data: bytes | bytearray | memoryview) -> None
         os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
     except OSError as error:
-        raise FailureError(f"cannot write {path}: {error.strerror or error}; what was there before is unchanged") from error
+        raise FailureError(
+            f"cannot write {path}: {error.strerror or error}; what was there before is unchanged"
+        ) from error
     finally:
         if temporary is not None:
             with contextlib.suppress(FileNotFoundError):

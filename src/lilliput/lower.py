@@ -33,7 +33,9 @@ def lower(model: ViT, metadata: dict[str, Any]) -> Program:
             raise LoweringError(f"cannot lower: {name} has NaN or infinite values; weights must be finite")
     for name, linear in model.linears().items():
         if layer_of(linear, "weight", WeightQuantizer) is None:
-            raise LoweringError(f"cannot lower: {name}.weight is not quantised; run the stage 'quantize' before 'export'")
+            raise LoweringError(
+                f"cannot lower: {name}.weight is not quantised; run the stage 'quantize' before 'export'"
+            )
     return _Lowering(model).program(metadata)
 
 
@@ -70,7 +72,9 @@ class _Lowering:
 
     def _normalize(self, x: Any) -> Any:
         scale, shift = (
-            self.builder.tensor(f"pixel_{name}", role="constant", format="f32", layout="rows", values=_array(value)[None])
+            self.builder.tensor(
+                f"pixel_{name}", role="constant", format="f32", layout="rows", values=_array(value)[None]
+            )
             for name, value in (("scale", self.model.pixel_scale), ("shift", self.model.pixel_shift))
         )
         return self.builder.emit("normalize", [x], tensors=[scale, shift])

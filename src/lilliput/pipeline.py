@@ -1,7 +1,7 @@
 """Runs a recipe stage by stage: do, evaluate, assert the ledger, record, save. The same command resumes or skips.
 
-A stage's key is a hash of its settings, the seed, the data and the key of the stage before. A stage whose record has the same
-key is finished and is not done again; a training stage that was interrupted goes on from its checkpoint.
+A stage's key is a hash of its settings, the seed, the data and the key of the stage before. A stage whose record has
+the same key is finished and is not done again; a training stage that was interrupted goes on from its checkpoint.
 """
 
 import hashlib
@@ -73,8 +73,8 @@ def run(recipe: Recipe, out: Path, console: Console | None = None, quiet: bool =
         The run's folder: `model.lil`, `report.html`, `records.json`, `recipe.json` and one folder a stage.
 
     Raises:
-        UserError: the settings do not fit the data. FailureError: a guarantee broke, training diverged, the disk is full.
-        KeyboardInterrupt: Ctrl-C; finished stages and the checkpoint are on the disk.
+        UserError: the settings do not fit the data. FailureError: a guarantee broke, training diverged, the disk is
+        full. KeyboardInterrupt: Ctrl-C; finished stages and the checkpoint are on the disk.
     """
     console = console or Console(stderr=True)
     dataset = data.load(recipe.data)
@@ -302,7 +302,7 @@ def _fingerprint(dataset: ImageDataset) -> int:
     """A checksum of the images and labels: a data set that changed on the disk is another data set."""
     crc = 0
     for part in (dataset.train, dataset.validation, dataset.test):
-        crc = zlib.crc32(np.ascontiguousarray(part.images), zlib.crc32(np.ascontiguousarray(part.labels), crc))
+        crc = zlib.crc32(part.images.tobytes(), zlib.crc32(part.labels.tobytes(), crc))
     return crc
 
 

@@ -1,5 +1,7 @@
 """The ViT: size of the preset, parity with a public implementation, architecture as data."""
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from transformers import ViTConfig, ViTForImageClassification
 
 from lilliput.config import LayerSettings, ModelSettings, StemConvSettings
 from lilliput.errors import RecipeError
+from lilliput.models.layers import UnfoldLinear
 from lilliput.models.vit import ViT, sinusoidal_positions
 
 
@@ -16,7 +19,9 @@ def test_preset_has_exactly_413706_parameters() -> None:
     assert sum(p.numel() for p in model.parameters()) == 413_706
 
 
-@pytest.mark.parametrize(("size", "patch", "dim", "heads", "depth"), [(32, 4, 128, 4, 3), (24, 3, 60, 5, 2), (8, 8, 16, 1, 1)])
+@pytest.mark.parametrize(
+    ("size", "patch", "dim", "heads", "depth"), [(32, 4, 128, 4, 3), (24, 3, 60, 5, 2), (8, 8, 16, 1, 1)]
+)
 def test_parity_with_transformers(size: int, patch: int, dim: int, heads: int, depth: int) -> None:
     torch.manual_seed(0)
     settings = ModelSettings(patch_size=patch, embed_dim=dim, depth=depth, num_heads=heads, mlp_dim=2 * dim)
@@ -40,7 +45,9 @@ def test_parity_with_transformers(size: int, patch: int, dim: int, heads: int, d
     _copy_weights(public, ours)
     pixels = torch.rand(4, 3, size, size) * 255
     ours.set_normalization(np.array([120.0, 110.0, 100.0], np.float32), np.array([60.0, 50.0, 70.0], np.float32))
-    normalized = (pixels - torch.tensor([120.0, 110.0, 100.0])[:, None, None]) / torch.tensor([60.0, 50.0, 70.0])[:, None, None]
+    normalized = (pixels - torch.tensor([120.0, 110.0, 100.0])[:, None, None]) / torch.tensor([60.0, 50.0, 70.0])[
+        :, None, None
+    ]
     with torch.no_grad():
         difference = (ours(pixels) - public(normalized).logits).abs().max()
     assert difference < 1e-5
@@ -53,7 +60,8 @@ def _copy_weights(public: ViTForImageClassification, ours: ViT) -> None:
     def find(*words: str) -> torch.Tensor:
         names = [name for name in theirs if all(word in name for word in words)]
         assert len(names) == 1, (words, names)
-        return theirs[names[0]].detach()
+        value: torch.Tensor = theirs[names[0]].detach()
+        return value
 
     def put(target: torch.Tensor, value: torch.Tensor) -> None:
         target.data.copy_(value.reshape(target.shape))
@@ -77,13 +85,19 @@ def _copy_weights(public: ViTForImageClassification, ours: ViT) -> None:
             return own[names[0]].detach()
 
         for kind in ("weight", "bias"):
-            q, k, v = (_one(own, spellings, kind) for spellings in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj")))
+            q, k, v = (
+                _one(own, spellings, kind)
+                for spellings in (("query", "q_proj"), ("key", "k_proj"), ("value", "v_proj"))
+            )
             put(getattr(block.attn.qkv, kind), torch.cat([q, k, v]))
             put(getattr(block.attn.proj, kind), _one(own, ("attention.output.dense", "o_proj"), kind))
             put(getattr(block.norm1, kind), get("layernorm_before", kind))
             put(getattr(block.norm2, kind), get("layernorm_after", kind))
             put(getattr(block.mlp.fc1, kind), _one(own, ("intermediate.dense", "fc1"), kind))
-            put(getattr(block.mlp.fc2, kind), _one({k: v for k, v in own.items() if not k.startswith("attention")}, ("output.dense", "fc2"), kind))
+            put(
+                getattr(block.mlp.fc2, kind),
+                _one({k: v for k, v in own.items() if not k.startswith("attention")}, ("output.dense", "fc2"), kind),
+            )
 
 
 def _one(own: dict[str, torch.nn.Parameter], spellings: tuple[str, ...], kind: str) -> torch.Tensor:
@@ -102,9 +116,13 @@ def test_architecture_is_data_layer_by_layer() -> None:
 
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 @pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
-def test_hybrid_stem_gives_one_token_a_pixel_of_its_map(pool: str, positions: str) -> None:
+def test_hybrid_stem_gives_one_token_a_pixel_of_its_map(
+    pool: Literal["cls", "mean"], positions: Literal["learned", "sinusoidal"]
+) -> None:
     stem = (StemConvSettings(channels=6), StemConvSettings(channels=8, kernel_size=5, stride=3, padding=2))
-    settings = ModelSettings(patch_size=1, embed_dim=12, num_heads=2, mlp_dim=16, depth=1, stem=stem, pool=pool, positions=positions)
+    settings = ModelSettings(
+        patch_size=1, embed_dim=12, num_heads=2, mlp_dim=16, depth=1, stem=stem, pool=pool, positions=positions
+    )
     model = ViT(settings, (28, 20, 3), 4)
     assert model.positions.shape[0] == 5 * 4 + (pool == "cls")
     assert model(torch.rand(2, 3, 28, 20) * 255).shape == (2, 4)
@@ -112,10 +130,15 @@ def test_hybrid_stem_gives_one_token_a_pixel_of_its_map(pool: str, positions: st
 
 def test_unfold_and_linear_equal_a_convolution() -> None:
     torch.manual_seed(1)
-    model = ViT(ModelSettings(patch_size=1, embed_dim=8, num_heads=2, stem=(StemConvSettings(channels=5),)), (9, 7, 3), 2)
+    model = ViT(
+        ModelSettings(patch_size=1, embed_dim=8, num_heads=2, stem=(StemConvSettings(channels=5),)), (9, 7, 3), 2
+    )
     layer = model.stem[0]
+    assert isinstance(layer, UnfoldLinear)
     image = torch.randn(2, 3, 9, 7)
-    expected = torch.nn.functional.conv2d(image, layer.proj.weight.reshape(5, 3, 3, 3), layer.proj.bias, stride=2, padding=1)
+    expected = torch.nn.functional.conv2d(
+        image, layer.proj.weight.reshape(5, 3, 3, 3), layer.proj.bias, stride=2, padding=1
+    )
     torch.testing.assert_close(layer(image), expected.flatten(2).transpose(1, 2), atol=1e-5, rtol=0)
 
 

@@ -122,7 +122,9 @@ def test_divergence_is_reported_not_trained_on(tmp_path: Path) -> None:
         fit(model, SETTINGS, task_in(tmp_path))
 
 
-def test_a_full_disk_is_one_clear_error_and_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_one_clear_error_and_keeps_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(RuntimeError, match="killed"):
         fit(tiny_model(), SETTINGS, task_in(tmp_path), StopAt(5))
     before = (tmp_path / "checkpoint.safetensors").read_bytes()

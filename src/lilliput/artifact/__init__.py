@@ -5,14 +5,13 @@ What the program itself must hold is checked by `Program.validate`, on the way o
 
 from pathlib import Path
 
-from lilliput.artifact.layout import FIRST_SECTION
-from lilliput.artifact.reader import from_bytes, verified_sections
+from lilliput.artifact.reader import from_bytes
 from lilliput.artifact.writer import to_bytes
 from lilliput.errors import ArtifactError
 from lilliput.files import write_atomic
 from lilliput.program.program import Program
 
-__all__ = ["from_bytes", "itemize", "read", "to_bytes", "write"]
+__all__ = ["from_bytes", "read", "to_bytes", "write"]
 
 
 def write(program: Program, path: str | Path) -> int:
@@ -38,13 +37,3 @@ def read(path: str | Path) -> Program:
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror}); give the path of a .lil file") from None
     return from_bytes(data, str(path))
-
-
-def itemize(program: Program) -> dict[str, int]:
-    """Bytes of the program's file: `header` (with the section table), each section without its gaps, and `padding`."""
-    data = to_bytes(program)
-    sections = verified_sections(data)
-    items = {"header": FIRST_SECTION, **{name: section.size for name, section in sections.items()}}
-    items["constants"] = sum(tensor.stored_bytes for tensor in program.tensors)
-    items["golden"] = program.golden_inputs.nbytes + program.golden_outputs.nbytes
-    return {**items, "padding": len(data) - sum(items.values())}

@@ -1,8 +1,9 @@
 """The contract of a compression pass, and the ledger of what passes guarantee.
 
-A pass is small: it says what it applies to, puts its layer on those weights' stacks, may follow a schedule while a stage trains,
-and returns claims. A claim is plain data (saved with the stage) that can be checked on any later model and on the file; the
-pipeline checks every claim of every earlier stage after each stage, and again on the decoded artifact.
+A pass is small: it says what it applies to, puts its layer on those weights' stacks, may follow a schedule while a
+stage trains, and returns claims. A claim is plain data (saved with the stage) that can be checked on any later model
+and on the file; the pipeline checks every claim of every earlier stage after each stage, and again on the decoded
+artifact.
 """
 
 from abc import ABC, abstractmethod
@@ -37,7 +38,8 @@ class Pass(ABC):
         """Put this pass's layer on the stack of each of those parameters. Called once, before the stage trains."""
 
     def before_step(self, model: ViT, step: int, total_steps: int) -> None:
-        """Follow the schedule. Must be a function of the model's state and the arguments alone (a run may be resumed)."""
+        """Follow the schedule. Must be a function of the model's state and the arguments alone (a run may be
+        resumed)."""
 
     def after_step(self, model: ViT) -> None:
         """Restore what the optimiser may have broken."""

@@ -1,4 +1,5 @@
-"""Checks of claims, on a model and on the program decoded from a file. One table: kind -> (model check, program check)."""
+"""Checks of claims, on a model and on the program decoded from a file. One table: kind -> (model check, program
+check)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -38,9 +39,7 @@ def _program_format(program: Program, values: dict[str, Any]) -> bool:
     return all(tensor.format == values["format"] for tensor in program.tensors if tensor.role == "weight")
 
 
-CHECKS: dict[
-    str, tuple[Callable[[ViT, dict[str, Any]], bool], Callable[[Program, dict[str, Any]], bool]]
-] = {
+CHECKS: dict[str, tuple[Callable[[ViT, dict[str, Any]], bool], Callable[[Program, dict[str, Any]], bool]]] = {
     "sparsity": (
         lambda model, values: _enough_zeros(_model_zeros(model), values),
         lambda program, values: _enough_zeros(_program_zeros(program), values),

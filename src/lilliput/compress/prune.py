@@ -19,8 +19,8 @@ def cubic_sparsity(step: int, total_steps: int, settings: PruneSettings) -> floa
 def magnitude_masks(weights: dict[str, Tensor], sparsity: float, layer_floor: float) -> dict[str, Tensor]:
     """Masks that zero exactly `round(sparsity * total)` weights, the smallest |w| over all layers together.
 
-    Every layer keeps its `layer_floor` largest weights whatever the global threshold is (collapse guard). Ties are broken by
-    order, so the count is exact.
+    Every layer keeps its `layer_floor` largest weights whatever the global threshold is (collapse guard). Ties are
+    broken by order, so the count is exact.
     """
     scores = []
     for weight in weights.values():

@@ -1,7 +1,7 @@
 """Quantisation-aware training of everything the file stores: weights, embeddings and vectors; activations follow.
 
-Once a `Linear` has a quantiser on its weight it quantises its input by row (`lilliput.models.layers`), and attention runs on
-integer levels, so the simulated model computes what the program will.
+Once a `Linear` has a quantiser on its weight it quantises its input by row (`lilliput.models.layers`), and attention
+runs on integer levels, so the simulated model computes what the program will.
 """
 
 import torch

@@ -82,7 +82,7 @@ def describe_stacks(model: nn.Module) -> list[dict[str, Any]]:
     for module_name, module in model.named_modules():
         if not parametrize.is_parametrized(module):
             continue
-        for name, layers in module.parametrizations.items():  # type: ignore[union-attr,operator]
+        for name, layers in module.parametrizations.items():
             stacks.append({"module": module_name, "parameter": name, "layers": [_describe(layer) for layer in layers]})
     return stacks
 

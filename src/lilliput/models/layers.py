@@ -1,7 +1,7 @@
 """Building blocks of the vision Transformer. Axes: B batch, T tokens, D width, H heads, K inputs, N outputs.
 
-Every matrix product with weights is a `Linear` of this module (convolutions and patches are an unfold and a `Linear`), so one
-list of `Linear`s is what pruning, quantisation and lowering see.
+Every matrix product with weights is a `Linear` of this module (convolutions and patches are an unfold and a
+`Linear`), so one list of `Linear`s is what pruning, quantisation and lowering see.
 """
 
 import torch
@@ -13,7 +13,8 @@ from lilliput.models.stack import WeightQuantizer, layer_of, quantize_rows
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`; once its weight has a quantiser its input is quantised too and the product runs on integer levels."""
+    """`nn.Linear`; once its weight has a quantiser its input is quantised too and the product runs on integer
+    levels."""
 
     def forward(self, input: Tensor) -> Tensor:
         quantizer = layer_of(self, "weight", WeightQuantizer)
@@ -27,7 +28,8 @@ class Linear(nn.Linear):
 
 
 class UnfoldLinear(nn.Module):
-    """A convolution as windows and a `Linear`: [B, C, h, w] -> [B, oh*ow, N]; columns run (c, ky, kx) as in `nn.Conv2d`."""
+    """A convolution as windows and a `Linear`: [B, C, h, w] -> [B, oh*ow, N]; columns run (c, ky, kx) as in
+    `nn.Conv2d`."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int) -> None:
         super().__init__()

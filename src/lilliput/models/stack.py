@@ -78,8 +78,8 @@ class WeightQuantizer(nn.Module):
     """The quantising layer of a weight's stack: `level * scale`, one scale a row, levels of one weight format.
 
     Levels are the nearest in *value* (for powers of two the threshold is 1.5 * 2^k), not in exponent. The gradient is
-    straight-through inside the clip range. With `learned=True` the scales get LSQ's gradient (Esser et al. 2020, eq. 3),
-    here by autograd: d/ds = Q(v) - v inside the range and +-Q_max outside, times 1/sqrt(row size * Q_max).
+    straight-through inside the clip range. With `learned=True` the scales get LSQ's gradient (Esser et al. 2020, eq.
+    3), here by autograd: d/ds = Q(v) - v inside the range and +-Q_max outside, times 1/sqrt(row size * Q_max).
 
     Args:
         format_name: a key of `WEIGHT_FORMATS`.
@@ -125,8 +125,8 @@ class WeightQuantizer(nn.Module):
     def search(self, weight: Tensor, candidates: int = 40) -> None:
         """Set each row's scale to the candidate of least squared error; a row of zeros gets 1.
 
-        Candidates are `max|w| / max_level` and geometrically 0.25 to 1.2 times that, rounded to bfloat16 first so that the
-        error that is compared is the one of the file.
+        Candidates are `max|w| / max_level` and geometrically 0.25 to 1.2 times that, rounded to bfloat16 first so
+        that the error that is compared is the one of the file.
         """
         amax = weight.abs().amax(dim=-1, keepdim=True)
         base = amax / self.max_level

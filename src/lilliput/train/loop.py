@@ -1,8 +1,9 @@
-"""The one training loop: AdamW, warm-up then cosine, label smoothing, gradient clipping, optional EMA, Accelerate underneath.
+"""The one training loop: AdamW, warm-up then cosine, label smoothing, gradient clipping, optional EMA, Accelerate
+underneath.
 
-A step is a function of (seed, step, state): the order of the examples, their augmentation and dropout come from generators
-seeded anew for each step. So a checkpoint needs no generator's state, and a run that was killed and resumed ends with
-the same bits as one that was not.
+A step is a function of (seed, step, state): the order of the examples, their augmentation and dropout come from
+generators seeded anew for each step. So a checkpoint needs no generator's state, and a run that was killed and
+resumed ends with the same bits as one that was not.
 """
 
 import contextlib
@@ -42,8 +43,8 @@ class Display(Protocol):
 class Task:
     """What is trained on what: everything of a stage that is not a hyper-parameter.
 
-    `before_step(step, total_steps)` is where a pass follows its schedule; `after_step()` where it restores what the optimiser
-    may have broken (masked weights moved by momentum).
+    `before_step(step, total_steps)` is where a pass follows its schedule; `after_step()` where it restores what the
+    optimiser may have broken (masked weights moved by momentum).
     """
 
     data: ImageDataset
@@ -66,7 +67,8 @@ def learning_rate(step: int, total_steps: int, settings: TrainingSettings) -> fl
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Decay on matrices only: biases, norms, positions and learned scales are left alone."""
-    decayed, free = [], []
+    decayed: list[nn.Parameter] = []
+    free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -76,7 +78,9 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
-def fit(model: nn.Module, settings: TrainingSettings, task: Task, display: Display | None = None) -> list[dict[str, Any]]:
+def fit(
+    model: nn.Module, settings: TrainingSettings, task: Task, display: Display | None = None
+) -> list[dict[str, Any]]:
     """Train `model` in place (ends with the moving average's weights where `ema_decay` is set).
 
     Resumes from `task.checkpoint` if it is there. Ctrl-C saves a checkpoint between two steps, then raises.
@@ -144,7 +148,9 @@ def _step(
     loss = F.cross_entropy(logits.float(), targets, label_smoothing=settings.label_smoothing)
     value = float(loss.detach())
     if not math.isfinite(value):
-        raise FailureError(f"training diverged: the loss is {value} in epoch {epoch + 1}; lower lr ({settings.lr}) or clip_norm")
+        raise FailureError(
+            f"training diverged: the loss is {value} in epoch {epoch + 1}; lower lr ({settings.lr}) or clip_norm"
+        )
     accelerator.backward(loss)
     accelerator.clip_grad_norm_(model.parameters(), settings.clip_norm)
     optimizer.step()
@@ -160,7 +166,9 @@ def derive_seed(*numbers: int) -> int:
 def _batch(
     task: Task, settings: TrainingSettings, epoch: int, index: int, accelerator: Accelerator
 ) -> tuple[Tensor, Tensor]:
-    order = np.random.Generator(np.random.PCG64(derive_seed(task.seed, 0, epoch))).permutation(len(task.data.train.labels))
+    order = np.random.Generator(np.random.PCG64(derive_seed(task.seed, 0, epoch))).permutation(
+        len(task.data.train.labels)
+    )
     chosen = order[index * settings.batch_size : (index + 1) * settings.batch_size]
     chosen = np.sort(chosen[accelerator.process_index :: accelerator.num_processes])
     images = torch.from_numpy(task.data.train.images[chosen])
