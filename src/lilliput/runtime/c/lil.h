@@ -95,8 +95,8 @@ typedef struct lil_model {
  * file        the file's bytes, at any alignment (64 is fastest). Borrowed: they MUST stay where they are, unchanged, as
  *             long as the model is used. Hostile bytes are refused or harmless; bytes that change after the call are not.
  * file_bytes  the file's exact size.
- * Returns LIL_OK, or why the file is refused. Thread-safe. The time grows with the file's bytes and with the square of its
- * number of ops. */
+ * Returns LIL_OK, or why the file is refused. Thread-safe. Takes about 2 KB of stack. The time grows with the file's bytes
+ * and, where very many buffers live long, with the number of ops times that of buffers. */
 lil_status lil_open(lil_model *model, const void *file, size_t file_bytes);
 
 /* Bytes of arena, input and output that one lil_run needs. `model` MUST come from a successful lil_open. Thread-safe. */

@@ -1,8 +1,32 @@
-/* The two halves of lil_open. Internal. */
+/* The parts of lil_open, one file each, in the order in which they run. Internal. */
 #ifndef LIL_CHECK_H
 #define LIL_CHECK_H
 
 #include "lil.h"
+#include "lil_format.h"
+
+/* What a tensor slot of an op holds. */
+typedef enum lil_slot { LIL_SLOT_F32 = 1, LIL_SLOT_BF16, LIL_SLOT_SCALE, LIL_SLOT_CODE_ROWS, LIL_SLOT_CODE_TILES } lil_slot;
+
+/* The records that an op names, in slot order; unused slots are zero. */
+typedef struct lil_operands {
+    lil_buffer in[LIL_NUM_INPUTS];
+    lil_buffer out[LIL_NUM_OUTPUTS];
+    lil_tensor tensor[LIL_NUM_TENSORS];
+    const uint32_t *a;
+} lil_operands;
+
+/* One kind of op: what its slots hold (0: unused), how many attributes it has, and its rule for shapes and attributes. */
+typedef struct lil_rule {
+    uint8_t in[LIL_NUM_INPUTS];      /* dtypes; u8 is the model's input, for the page allows no other */
+    uint8_t out[LIL_NUM_OUTPUTS];    /* dtypes; u8 is scratch */
+    uint8_t tensor[LIL_NUM_TENSORS]; /* lil_slot */
+    uint8_t num_attributes;
+    lil_status (*fits)(const lil_operands *operands);
+} lil_rule;
+
+/* By kind; kind 0 is none. */
+extern const lil_rule lil_rules[LIL_NUM_KINDS];
 
 /* Return `status`, naming record `where` in the model. */
 static inline lil_status lil_refuse(lil_model *model, lil_status status, uint32_t where) {
@@ -10,8 +34,11 @@ static inline lil_status lil_refuse(lil_model *model, lil_status status, uint32_
     return status;
 }
 
-/* Verify the ops of a model whose buffers and tensors have been verified: kinds, slots, types, shapes, attributes, scales,
- * the order of writes and reads, and that nothing overlaps. */
+/* Each op on its own: kind, slots, types, shapes, attributes. Header, buffers and tensors have been verified. */
 lil_status lil_check_ops(lil_model *model);
+
+/* What concerns several ops: scales, the order of writes and reads, and that nothing that is needed is written over. Each op
+ * on its own has been verified. */
+lil_status lil_check_flow(lil_model *model);
 
 #endif

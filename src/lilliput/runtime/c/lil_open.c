@@ -1,5 +1,5 @@
-/* lil_open: verifies the whole file. Here: header, sections, buffers, tensors, constants, golden examples; lil_check_ops.c:
- * the ops. Nothing is read before its place has been checked, and every size is computed by lil_checked.h. */
+/* lil_open: verifies the whole file. Here: header, sections, buffers, tensors, constants, golden examples; the ops are in
+ * lil_check_ops.c and lil_check_flow.c. Nothing is read before its place has been checked, and every size is computed by lil_checked.h. */
 #include "lil_check.h"
 #include "lil_checked.h"
 #include "lil_crc32.h"
@@ -273,5 +273,8 @@ lil_status lil_open(lil_model *model, const void *file, size_t file_bytes) {
     if (status == LIL_OK) {
         status = check_golden(model, &sections[LIL_SECTION_GOLDEN - 1]);
     }
-    return status == LIL_OK ? lil_check_ops(model) : status;
+    if (status == LIL_OK) {
+        status = lil_check_ops(model);
+    }
+    return status == LIL_OK ? lil_check_flow(model) : status;
 }
