@@ -4,9 +4,10 @@ A recipe file (TOML) is a diff from these defaults. Every class is frozen and re
 error in a recipe is an error message and never a silently ignored setting.
 """
 
+import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self, cast
+from typing import Any, Literal, Self, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -265,16 +266,10 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
 def parse_recipe(tree: dict[str, Any], where: str) -> Recipe:
     """Validate a recipe's tree of plain values; `where` names its source in errors."""
     try:
-        return Recipe.model_validate_json(_to_json(tree))
+        # Through JSON, because strict validation takes lists for tuples only from JSON.
+        return Recipe.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
         raise RecipeError(f"recipe {where}: {_one_line(error)}") from None
-
-
-def _to_json(tree: dict[str, Any]) -> str:
-    # Through JSON, because strict validation takes lists for tuples only from JSON.
-    import json
-
-    return json.dumps(tree, default=str)
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -296,20 +291,27 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _one_line(error: ValidationError) -> str:
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"]) or "recipe"
+    # A misspelt field also makes the right one missing, so unknown fields are told first.
+    errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    first, more = errors[0], f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
+    place = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return f"unknown field '{place}'; allowed: {', '.join(_allowed_fields(first['loc']))}"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{place}: {message}, got {first['input']!r}{more}" if first["type"] != "value_error" else f"{message}{more}"
+        return f"unknown field '{place}'; allowed: {', '.join(_allowed_fields(first['loc']))}{more}"
+    if first["type"] == "value_error":
+        return f"{place}: {message}{more}" if place else f"{message}{more}"
+    if first["type"] == "missing":
+        return f"{place} is missing{more}"
+    return f"{place}: {message}, got {first['input']!r}{more}"
 
 
 def _allowed_fields(location: tuple[int | str, ...]) -> list[str]:
+    """Fields of the settings class in which the unknown field at `location` stands."""
     settings: type[BaseModel] = Recipe
     for part in location[:-1]:
-        field = settings.model_fields.get(str(part))
-        if field is None or not isinstance(field.annotation, type) or not issubclass(field.annotation, BaseModel):
-            break
-        settings = field.annotation
+        if isinstance(part, int):
+            continue  # an element of a list: its class was found under the list's name
+        annotation = settings.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation), *(a for b in get_args(annotation) for a in get_args(b))]
+        settings = next(c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel))
     return sorted(settings.model_fields)

@@ -73,7 +73,9 @@ class Model {
     }
 
     nb::bytes metadata() const { return nb::bytes(model_.metadata, model_.metadata_bytes); }
-    nb::bytes golden_inputs() const { return nb::bytes(model_.golden_inputs, model_.num_golden * lil_input_bytes(&model_)); }
+    nb::bytes golden_inputs() const {
+        return nb::bytes(model_.golden_inputs, model_.num_golden * lil_input_bytes(&model_));
+    }
     nb::bytes golden_outputs() const {
         return nb::bytes(model_.golden_outputs, model_.num_golden * lil_output_bytes(&model_));
     }

@@ -19,7 +19,7 @@ from lilliput.program.program import Buffer
 from lilliput.program.validation import check_metadata
 from lilliput.runtime._lil import ALIGNMENT, Model
 
-CHUNK = 64  # images a call into C, so that Ctrl-C is heard soon
+CHUNK = 16  # images a call into C, so that Ctrl-C is heard soon
 
 
 class ImageShape(NamedTuple):

@@ -3,7 +3,7 @@
  *     driver files PACK    PACK: for each file a uint32 of its size, then its bytes. Opens each at a misaligned address
  *                          whose end is the end of its allocation, and runs it if it opens. One line a file:
  *                          status, where, golden examples that differ.
- *     driver api PACK      checks lil_run's refusals, and that the thread's rounding does not matter, on a good file. */
+ *     driver api PACK      checks lil_run's refusals on a good file, and that the thread's rounding does not matter. */
 #include <fenv.h>
 #include <stdio.h>
 #include <stdlib.h>

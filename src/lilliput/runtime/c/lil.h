@@ -1,16 +1,15 @@
 /* Lilliput runtime: opens and runs one `model.lil`. This is the only public header.
  *
- * C11 and libc only. The core allocates nothing, keeps no state of its own and never aborts: the caller owns all memory,
- * and every failure is a status code. The file and what each op computes: docs/format.md.
+ * C11 and libc only. The core allocates nothing, keeps no state of its own and never aborts: the caller owns all
+ * memory, and every failure is a status code. The file and what each op computes: docs/format.md.
  *
  *     lil_model model;
  *     lil_status status = lil_open(&model, file, file_bytes);         once; `file` stays where it is, unchanged
  *     void *arena = aligned_alloc(LIL_ALIGNMENT, ...);                lil_arena_bytes(&model) of them
  *     status = lil_run(&model, arena, arena_bytes, pixels, lil_input_bytes(&model), logits, lil_output_bytes(&model));
  *
- * Threads: after lil_open a model is never written again, so any number of threads may run it, each with an arena, an
- * input and an output of its own.
- */
+ * Threads: after lil_open a model is never written again, so any number of threads may run it, each with an arena,
+ * an input and an output of its own. */
 #ifndef LIL_H
 #define LIL_H
 
@@ -25,41 +24,41 @@ extern "C" {
 #define LIL_ALIGNMENT 64
 
 /* Why a call was refused. What a file has wrong is named by the first MUST of docs/format.md that it breaks. For the
- * codes marked [section] and so on, lil_model.where holds the number of the one at fault: a section's kind, 1 to 6, or a
- * record's number, from 0. */
+ * codes marked [section] and so on, lil_model.where holds the number of the one at fault: a section's kind, 1 to 6,
+ * or a record's number, from 0. */
 typedef enum lil_status {
     LIL_OK = 0,
     /* Refused by lil_open. */
-    LIL_NULL_ARGUMENT,   /* a pointer is NULL (also lil_run) */
-    LIL_FOREIGN,         /* no magic: not such a file at all */
-    LIL_TRUNCATED,       /* shorter than header and section table, or than its header says */
-    LIL_TRAILING,        /* longer than its header says */
-    LIL_BAD_VERSION,     /* another version of the format */
-    LIL_BAD_CHECKSUM,    /* altered: the CRC-32 differs */
-    LIL_BAD_HEADER,      /* a reserved field that is not 0, another number of sections, an input or output out of range */
-    LIL_BAD_SECTION,     /* [section] kind, count, offset or size */
-    LIL_BAD_GAP,         /* [section] a byte before it, between its tensors, or before the golden outputs, is not 0 */
-    LIL_BAD_BUFFER,      /* [buffer] dtype, rows, cols, size, offset, or a reserved field */
-    LIL_BAD_ARENA,       /* arena bytes differ from what the buffers need, or are too many */
-    LIL_BAD_TENSOR,      /* [tensor] format, layout, rows, cols, size, offset, or a reserved field */
-    LIL_BAD_CONSTANT,    /* [tensor] a value is not finite, or a scale is negative */
-    LIL_BAD_CODE,        /* [tensor] a code that no level has, or padding that is not code 0 */
-    LIL_BAD_OP_KIND,     /* [op] unknown */
-    LIL_BAD_OP_SLOT,     /* [op] an index out of range, or an unused slot that is not 0 */
-    LIL_BAD_OP_TYPE,     /* [op] dtype of a buffer, or format or layout of a tensor, is not the kind's */
-    LIL_BAD_OP_SHAPE,    /* [op] shapes do not fit the kind, or each other, or the attributes */
-    LIL_BAD_OP_ATTRIBUTE,/* [op] an attribute out of range */
-    LIL_BAD_OP_ORDER,    /* [op] reads a buffer that no earlier op has written, or writes one that is already written */
-    LIL_BAD_OP_SCRATCH,  /* [op] reads a scratch buffer */
-    LIL_BAD_OP_OVERLAP,  /* [op] writes over one of its inputs, of its other outputs, or of the buffers still needed */
-    LIL_UNWRITTEN,       /* [buffer] written by no op */
+    LIL_NULL_ARGUMENT,     /* a pointer is NULL (also lil_run) */
+    LIL_FOREIGN,           /* no magic: not such a file at all */
+    LIL_TRUNCATED,         /* shorter than header and section table, or than its header says */
+    LIL_TRAILING,          /* longer than its header says */
+    LIL_BAD_VERSION,       /* another version of the format */
+    LIL_BAD_CHECKSUM,      /* altered: the CRC-32 differs */
+    LIL_BAD_HEADER,        /* a field that must be 0, another number of sections, input or output out of range */
+    LIL_BAD_SECTION,       /* [section] kind, count, offset or size */
+    LIL_BAD_GAP,           /* [section] a byte before it, between its tensors, or before the golden outputs, is not 0 */
+    LIL_BAD_BUFFER,        /* [buffer] dtype, rows, cols, size, offset, or a reserved field */
+    LIL_BAD_ARENA,         /* arena bytes differ from what the buffers need, or are too many */
+    LIL_BAD_TENSOR,        /* [tensor] format, layout, rows, cols, size, offset, or a reserved field */
+    LIL_BAD_CONSTANT,      /* [tensor] a value is not finite, or a scale is negative */
+    LIL_BAD_CODE,          /* [tensor] a code that no level has, or padding that is not code 0 */
+    LIL_BAD_OP_KIND,       /* [op] unknown */
+    LIL_BAD_OP_SLOT,       /* [op] an index out of range, or an unused slot that is not 0 */
+    LIL_BAD_OP_TYPE,       /* [op] dtype of a buffer, or format or layout of a tensor, is not the kind's */
+    LIL_BAD_OP_SHAPE,      /* [op] shapes do not fit the kind, or each other, or the attributes */
+    LIL_BAD_OP_ATTRIBUTE,  /* [op] an attribute out of range */
+    LIL_BAD_OP_ORDER,      /* [op] reads a buffer before it is written, or writes one that is written already */
+    LIL_BAD_OP_SCRATCH,    /* [op] reads a scratch buffer */
+    LIL_BAD_OP_OVERLAP,    /* [op] writes over an input, another output, or a buffer that is still needed */
+    LIL_UNWRITTEN,         /* [buffer] written by no op */
     /* Refused by lil_run. */
-    LIL_ARENA_SMALL,     /* fewer than lil_arena_bytes */
-    LIL_ARENA_MISALIGNED,/* not at a multiple of LIL_ALIGNMENT */
-    LIL_INPUT_SIZE,      /* not exactly lil_input_bytes */
-    LIL_OUTPUT_SIZE,     /* not exactly lil_output_bytes */
-    LIL_OUTPUT_MISALIGNED,/* not at a multiple of 4 */
-    LIL_MEMORY_OVERLAP,  /* arena or output overlap each other, the input or the file */
+    LIL_ARENA_SMALL,       /* fewer than lil_arena_bytes */
+    LIL_ARENA_MISALIGNED,  /* not at a multiple of LIL_ALIGNMENT */
+    LIL_INPUT_SIZE,        /* not exactly lil_input_bytes */
+    LIL_OUTPUT_SIZE,       /* not exactly lil_output_bytes */
+    LIL_OUTPUT_MISALIGNED, /* not at a multiple of 4 */
+    LIL_MEMORY_OVERLAP,    /* arena or output overlap each other, the input or the file */
     LIL_STATUS_COUNT
 } lil_status;
 
@@ -92,14 +91,15 @@ typedef struct lil_model {
 /* Verify the whole of a file and describe it in `model`.
  *
  * model       out; the caller's; may be copied, and holds nothing to free.
- * file        the file's bytes, at any alignment (64 is fastest). Borrowed: they MUST stay where they are, unchanged, as
- *             long as the model is used. Hostile bytes are refused or harmless; bytes that change after the call are not.
+ * file        the file's bytes, at any alignment (64 is fastest). Borrowed: they MUST stay where they are, unchanged,
+ *             as long as the model is used. Hostile bytes are refused or harmless; bytes that change later are not.
  * file_bytes  the file's exact size.
- * Returns LIL_OK, or why the file is refused. Thread-safe. Takes about 2 KB of stack. The time grows with the file's bytes
- * and, where very many buffers live long, with the number of ops times that of buffers. */
+ * Returns LIL_OK, or why the file is refused. Thread-safe. Takes about 2 KB of stack. The time grows with the file's
+ * bytes and, where very many buffers live long, with the number of ops times that of buffers. */
 lil_status lil_open(lil_model *model, const void *file, size_t file_bytes);
 
-/* Bytes of arena, input and output that one lil_run needs. `model` MUST come from a successful lil_open. Thread-safe. */
+/* Bytes of arena, input and output that one lil_run needs. `model` MUST come from a successful lil_open.
+ * Thread-safe. */
 size_t lil_arena_bytes(const lil_model *model);
 size_t lil_input_bytes(const lil_model *model);
 size_t lil_output_bytes(const lil_model *model);
@@ -107,15 +107,16 @@ size_t lil_output_bytes(const lil_model *model);
 /* Run one example.
  *
  * model   from a successful lil_open.
- * arena   arena_bytes >= lil_arena_bytes of work memory at a multiple of LIL_ALIGNMENT; its content before the call does
- *         not matter and after it means nothing. Anything, NULL too, where 0 bytes are needed.
- * input   exactly lil_input_bytes: uint8 pixels 0..255 [input_rows, input_cols], row-major; any alignment; not written.
+ * arena   arena_bytes >= lil_arena_bytes of work memory at a multiple of LIL_ALIGNMENT. Its content before the call
+ *         does not matter and after it means nothing. Anything, NULL too, where 0 bytes are needed.
+ * input   exactly lil_input_bytes: uint8 pixels 0..255 [input_rows, input_cols], row-major, at any alignment; it is
+ *         not written.
  * output  exactly lil_output_bytes: receives float32 [output_cols], at a multiple of 4. Untouched after a refusal.
  * Arena and output overlap neither each other nor the input nor the file.
  * Returns LIL_OK or one of lil_run's codes. Thread-safe for different arenas and outputs.
  *
- * The same bits on every machine: the calling thread's floating-point environment (rounding, flush to zero) is set to the
- * default for the time of the call and restored. */
+ * The same bits on every machine: the calling thread's floating-point environment (rounding, flush to zero) is set
+ * to the default for the time of the call and restored. */
 lil_status lil_run(const lil_model *model, void *arena, size_t arena_bytes, const void *input, size_t input_bytes,
                    float *output, size_t output_bytes);
 

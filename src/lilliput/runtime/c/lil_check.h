@@ -6,7 +6,13 @@
 #include "lil_format.h"
 
 /* What a tensor slot of an op holds. */
-typedef enum lil_slot { LIL_SLOT_F32 = 1, LIL_SLOT_BF16, LIL_SLOT_SCALE, LIL_SLOT_CODE_ROWS, LIL_SLOT_CODE_TILES } lil_slot;
+typedef enum lil_slot {
+    LIL_F32_SLOT = 1,
+    LIL_BF16_SLOT,
+    LIL_SCALE_SLOT, /* bf16, every value >= 0 */
+    LIL_CODE_ROWS_SLOT,
+    LIL_CODE_TILES_SLOT
+} lil_slot;
 
 /* The records that an op names, in slot order; unused slots are zero. */
 typedef struct lil_operands {
@@ -16,7 +22,8 @@ typedef struct lil_operands {
     const uint32_t *a;
 } lil_operands;
 
-/* One kind of op: what its slots hold (0: unused), how many attributes it has, and its rule for shapes and attributes. */
+/* One kind of op: what its slots hold (0: unused), how many attributes it has, and its rule for shapes and
+ * attributes. */
 typedef struct lil_rule {
     uint8_t in[LIL_NUM_INPUTS];      /* dtypes; u8 is the model's input, for the page allows no other */
     uint8_t out[LIL_NUM_OUTPUTS];    /* dtypes; u8 is scratch */
@@ -37,8 +44,8 @@ static inline lil_status lil_refuse(lil_model *model, lil_status status, uint32_
 /* Each op on its own: kind, slots, types, shapes, attributes. Header, buffers and tensors have been verified. */
 lil_status lil_check_ops(lil_model *model);
 
-/* What concerns several ops: scales, the order of writes and reads, and that nothing that is needed is written over. Each op
- * on its own has been verified. */
+/* What concerns several ops: scales, the order of writes and reads, and that nothing that is needed is written over.
+ * Each op on its own has been verified. */
 lil_status lil_check_flow(lil_model *model);
 
 #endif

@@ -1,5 +1,5 @@
-/* lil_check_flow: what concerns several ops. Nothing may be allocated, so records are looked at in windows of so many that
- * a little stack is enough, one pass over all ops for each window. */
+/* lil_check_flow: what concerns several ops. Nothing may be allocated, so records are looked at in windows of so
+ * many that a little stack is enough, one pass over all ops for each window. */
 #include <stdbool.h>
 
 #include "lil_check.h"
@@ -29,7 +29,7 @@ static bitset find_scales(const lil_model *model, uint32_t first, uint32_t count
         const lil_op op = lil_op_at(model->ops, i);
         for (int j = 0; j < LIL_NUM_TENSORS; j++) {
             const uint32_t tensor = op.tensor[j] - first; /* below the window: wraps to huge */
-            if (lil_rules[op.kind].tensor[j] == LIL_SLOT_SCALE && tensor < count) {
+            if (lil_rules[op.kind].tensor[j] == LIL_SCALE_SLOT && tensor < count) {
                 add(&scales, tensor);
             }
         }

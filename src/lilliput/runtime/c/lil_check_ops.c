@@ -55,7 +55,8 @@ static lil_status unfold_fits(const lil_operands *o) {
 static lil_status quantize_fits(const lil_operands *o) {
     const lil_buffer *x = &o->in[0];
     uint64_t padded;
-    return shape_status(lil_align(x->cols, 8, &padded) && is(&o->out[0], x->rows, padded) && is(&o->out[1], x->rows, 1));
+    return shape_status(lil_align(x->cols, 8, &padded) && is(&o->out[0], x->rows, padded) &&
+                        is(&o->out[1], x->rows, 1));
 }
 
 static bool product_fits(const lil_operands *o) {
@@ -91,8 +92,9 @@ static lil_status attention_fits(const lil_operands *o) {
     if (num_heads < 1 || head_dim < 1 || head_dim > LIL_MAX_DEPTH || !is_finite(o->a[2])) {
         return LIL_BAD_OP_ATTRIBUTE;
     }
-    return shape_status(num_tokens <= LIL_MAX_DEPTH && lil_mul(num_heads, head_dim, &block) && lil_mul(block, 3, &cols) &&
-                        is(&o->in[0], num_tokens, cols) && is(&o->out[0], num_tokens, block) &&
+    return shape_status(num_tokens <= LIL_MAX_DEPTH && lil_mul(num_heads, head_dim, &block) &&
+                        lil_mul(block, 3, &cols) && is(&o->in[0], num_tokens, cols) &&
+                        is(&o->out[0], num_tokens, block) &&
                         lil_attention_layout(num_tokens, head_dim, &scratch) && is(&o->out[1], 1, scratch.bytes));
 }
 
@@ -117,26 +119,30 @@ static lil_status mean_rows_fits(const lil_operands *o) {
     return shape_status(is(&o->out[0], 1, o->in[0].cols));
 }
 
+#define PRODUCT_TENSORS {LIL_CODE_TILES_SLOT, LIL_SCALE_SLOT, LIL_BF16_SLOT}
+#define EMBEDDING_TENSORS {LIL_CODE_ROWS_SLOT, LIL_SCALE_SLOT}
+
 const lil_rule lil_rules[LIL_NUM_KINDS] = {
-    [LIL_NORMALIZE] = {{LIL_U8}, {LIL_F32}, {LIL_SLOT_F32, LIL_SLOT_F32}, 0, normalize_fits},
+    /* in, out, tensor, number of attributes, fits */
+    [LIL_NORMALIZE] = {{LIL_U8}, {LIL_F32}, {LIL_F32_SLOT, LIL_F32_SLOT}, 0, normalize_fits},
     [LIL_UNFOLD] = {{LIL_F32}, {LIL_F32}, {0}, 5, unfold_fits},
     [LIL_QUANTIZE] = {{LIL_F32}, {LIL_I8, LIL_F32}, {0}, 0, quantize_fits},
-    [LIL_LINEAR] = {{LIL_I8, LIL_F32}, {LIL_F32}, {LIL_SLOT_CODE_TILES, LIL_SLOT_SCALE, LIL_SLOT_BF16}, 1, linear_fits},
-    [LIL_LINEAR_ADD] = {{LIL_I8, LIL_F32, LIL_F32}, {LIL_F32}, {LIL_SLOT_CODE_TILES, LIL_SLOT_SCALE, LIL_SLOT_BF16}, 0, linear_add_fits},
-    [LIL_LAYER_NORM] = {{LIL_F32}, {LIL_F32}, {LIL_SLOT_BF16, LIL_SLOT_BF16}, 1, layer_norm_fits},
+    [LIL_LINEAR] = {{LIL_I8, LIL_F32}, {LIL_F32}, PRODUCT_TENSORS, 1, linear_fits},
+    [LIL_LINEAR_ADD] = {{LIL_I8, LIL_F32, LIL_F32}, {LIL_F32}, PRODUCT_TENSORS, 0, linear_add_fits},
+    [LIL_LAYER_NORM] = {{LIL_F32}, {LIL_F32}, {LIL_BF16_SLOT, LIL_BF16_SLOT}, 1, layer_norm_fits},
     [LIL_ATTENTION] = {{LIL_F32}, {LIL_F32, LIL_U8}, {0}, 3, attention_fits},
-    [LIL_PREPEND_TOKEN] = {{LIL_F32}, {LIL_F32}, {LIL_SLOT_CODE_ROWS, LIL_SLOT_SCALE}, 0, prepend_token_fits},
-    [LIL_ADD_POSITIONS] = {{LIL_F32}, {LIL_F32}, {LIL_SLOT_CODE_ROWS, LIL_SLOT_SCALE}, 0, add_positions_fits},
+    [LIL_PREPEND_TOKEN] = {{LIL_F32}, {LIL_F32}, EMBEDDING_TENSORS, 0, prepend_token_fits},
+    [LIL_ADD_POSITIONS] = {{LIL_F32}, {LIL_F32}, EMBEDDING_TENSORS, 0, add_positions_fits},
     [LIL_SELECT_ROW] = {{LIL_F32}, {LIL_F32}, {0}, 1, select_row_fits},
     [LIL_MEAN_ROWS] = {{LIL_F32}, {LIL_F32}, {0}, 0, mean_rows_fits},
 };
 
 static bool tensor_suits(const lil_tensor *tensor, uint8_t slot) {
     switch (slot) {
-    case LIL_SLOT_F32: return tensor->format == LIL_FORMAT_F32;
-    case LIL_SLOT_BF16:
-    case LIL_SLOT_SCALE: return tensor->format == LIL_BF16;
-    case LIL_SLOT_CODE_ROWS: return tensor->format >= LIL_INT8 && tensor->layout == LIL_ROWS;
+    case LIL_F32_SLOT: return tensor->format == LIL_FORMAT_F32;
+    case LIL_BF16_SLOT:
+    case LIL_SCALE_SLOT: return tensor->format == LIL_BF16;
+    case LIL_CODE_ROWS_SLOT: return tensor->format >= LIL_INT8 && tensor->layout == LIL_ROWS;
     default: return tensor->format >= LIL_INT8 && tensor->layout == LIL_TILES;
     }
 }

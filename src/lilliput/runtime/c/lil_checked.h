@@ -1,5 +1,6 @@
 /* Checked arithmetic on sizes and offsets. Every size that comes from a file is computed here, before it is aligned,
- * compared or added to a pointer: each function returns false, and leaves `out` alone, where the true result does not fit. */
+ * compared or added to a pointer: each function returns false, and leaves `out` alone, where the true result does
+ * not fit. */
 #ifndef LIL_CHECKED_H
 #define LIL_CHECKED_H
 

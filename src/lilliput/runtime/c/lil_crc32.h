@@ -1,7 +1,7 @@
 /* CRC-32 (zlib's polynomial, reflected), eight bytes a step. Internal.
  *
- * Table `k` maps a byte to its effect on the checksum k + 1 bytes later. A CRC is linear over exclusive or, so the eight
- * entries of the single bits, written out below, give all 256. */
+ * Table `k` maps a byte to its effect on the checksum k + 1 bytes later. A CRC is linear over exclusive or, so the
+ * eight entries of the single bits, written out below, give all 256. */
 #ifndef LIL_CRC32_H
 #define LIL_CRC32_H
 
@@ -27,14 +27,22 @@
         LIL_CRC_64(192u, __VA_ARGS__)
 
 static const uint32_t lil_crc_tables[8][256] = {
-    {LIL_CRC_256(0x77073096u, 0xEE0E612Cu, 0x076DC419u, 0x0EDB8832u, 0x1DB71064u, 0x3B6E20C8u, 0x76DC4190u, 0xEDB88320u)},
-    {LIL_CRC_256(0x191B3141u, 0x32366282u, 0x646CC504u, 0xC8D98A08u, 0x4AC21251u, 0x958424A2u, 0xF0794F05u, 0x3B83984Bu)},
-    {LIL_CRC_256(0x01C26A37u, 0x0384D46Eu, 0x0709A8DCu, 0x0E1351B8u, 0x1C26A370u, 0x384D46E0u, 0x709A8DC0u, 0xE1351B80u)},
-    {LIL_CRC_256(0xB8BC6765u, 0xAA09C88Bu, 0x8F629757u, 0xC5B428EFu, 0x5019579Fu, 0xA032AF3Eu, 0x9B14583Du, 0xED59B63Bu)},
-    {LIL_CRC_256(0x3D6029B0u, 0x7AC05360u, 0xF580A6C0u, 0x30704BC1u, 0x60E09782u, 0xC1C12F04u, 0x58F35849u, 0xB1E6B092u)},
-    {LIL_CRC_256(0xCB5CD3A5u, 0x4DC8A10Bu, 0x9B914216u, 0xEC53826Du, 0x03D6029Bu, 0x07AC0536u, 0x0F580A6Cu, 0x1EB014D8u)},
-    {LIL_CRC_256(0xA6770BB4u, 0x979F1129u, 0xF44F2413u, 0x33EF4E67u, 0x67DE9CCEu, 0xCFBD399Cu, 0x440B7579u, 0x8816EAF2u)},
-    {LIL_CRC_256(0xCCAA009Eu, 0x4225077Du, 0x844A0EFAu, 0xD3E51BB5u, 0x7CBB312Bu, 0xF9766256u, 0x299DC2EDu, 0x533B85DAu)},
+    {LIL_CRC_256(0x77073096u, 0xEE0E612Cu, 0x076DC419u, 0x0EDB8832u,
+                 0x1DB71064u, 0x3B6E20C8u, 0x76DC4190u, 0xEDB88320u)},
+    {LIL_CRC_256(0x191B3141u, 0x32366282u, 0x646CC504u, 0xC8D98A08u,
+                 0x4AC21251u, 0x958424A2u, 0xF0794F05u, 0x3B83984Bu)},
+    {LIL_CRC_256(0x01C26A37u, 0x0384D46Eu, 0x0709A8DCu, 0x0E1351B8u,
+                 0x1C26A370u, 0x384D46E0u, 0x709A8DC0u, 0xE1351B80u)},
+    {LIL_CRC_256(0xB8BC6765u, 0xAA09C88Bu, 0x8F629757u, 0xC5B428EFu,
+                 0x5019579Fu, 0xA032AF3Eu, 0x9B14583Du, 0xED59B63Bu)},
+    {LIL_CRC_256(0x3D6029B0u, 0x7AC05360u, 0xF580A6C0u, 0x30704BC1u,
+                 0x60E09782u, 0xC1C12F04u, 0x58F35849u, 0xB1E6B092u)},
+    {LIL_CRC_256(0xCB5CD3A5u, 0x4DC8A10Bu, 0x9B914216u, 0xEC53826Du,
+                 0x03D6029Bu, 0x07AC0536u, 0x0F580A6Cu, 0x1EB014D8u)},
+    {LIL_CRC_256(0xA6770BB4u, 0x979F1129u, 0xF44F2413u, 0x33EF4E67u,
+                 0x67DE9CCEu, 0xCFBD399Cu, 0x440B7579u, 0x8816EAF2u)},
+    {LIL_CRC_256(0xCCAA009Eu, 0x4225077Du, 0x844A0EFAu, 0xD3E51BB5u,
+                 0x7CBB312Bu, 0xF9766256u, 0x299DC2EDu, 0x533B85DAu)},
 };
 
 static inline uint32_t lil_crc32(const uint8_t *bytes, size_t count) {

@@ -1,5 +1,5 @@
-/* The fixed records of a `model.lil` (docs/format.md, section 2) and how they are read: always copied out, because a file
- * may lie at any address. Internal. */
+/* The fixed records of a `model.lil` (docs/format.md, section 2) and how they are read: always copied out, because a
+ * file may lie at any address. Internal. */
 #ifndef LIL_FORMAT_H
 #define LIL_FORMAT_H
 

@@ -1,9 +1,11 @@
-/* What lil_run hands to a kernel, and the kernels: one scalar version of each op, in the file of its family. Internal.
+/* What lil_run hands to a kernel, and the kernels: a scalar version of each op, in the file of its family.
+ * Internal.
  *
  * What lil_open and lil_run have proved before a kernel is called, and a kernel therefore relies on:
  * - shapes, dtypes, formats, layouts and attributes are those of the kind (docs/format.md, "Ops"), sizes fit size_t;
  * - no output overlaps an input, the other output or the file: `restrict` is true between them;
- * - outputs that are not the caller's lie at multiples of LIL_ALIGNMENT, the caller's float32 output at a multiple of 4. */
+ * - outputs that are not the caller's lie at multiples of LIL_ALIGNMENT, the caller's at a multiple of 4.
+ * NaN and infinity may come in: no kernel converts a float to an integer before it has clamped it. */
 #ifndef LIL_KERNELS_H
 #define LIL_KERNELS_H
 
@@ -13,11 +15,11 @@
 
 #include "lil_format.h"
 
-typedef struct lil_operand { /* a buffer, row-major */
+typedef struct lil_output { /* a buffer, row-major */
     void *data;
     size_t rows;
     size_t cols;
-} lil_operand;
+} lil_output;
 
 typedef struct lil_input {
     const void *data;
@@ -34,23 +36,45 @@ typedef struct lil_constant { /* a tensor: bytes in the file, at any alignment *
 
 typedef struct lil_call {
     lil_input in[LIL_NUM_INPUTS];
-    lil_operand out[LIL_NUM_OUTPUTS];
+    lil_output out[LIL_NUM_OUTPUTS];
     lil_constant tensor[LIL_NUM_TENSORS];
     uint32_t a[LIL_NUM_ATTRIBUTES];
 } lil_call;
 
 typedef void (*lil_kernel)(const lil_call *call);
 
+/* u8 [R, C], scale f32 [1, C], shift f32 [1, C] -> f32 [R, C]: x * scale + shift. */
 void lil_op_normalize(const lil_call *call);
+
+/* f32 [h * w, C] -> f32 [oh * ow, k * k * C]; a: height, width, kernel, stride, padding. */
 void lil_op_unfold(const lil_call *call);
+
+/* f32 [R, K] -> i8 [R, P8(K)] levels -127..127, padding 0, and f32 [R, 1] scales >= 0. */
 void lil_op_quantize(const lil_call *call);
+
+/* i8 [R, P8(K)], f32 [R, 1], codes [N, K] in tiles, scale bf16 [1, N], bias bf16 [1, N] -> f32 [R, N]. K <= 65536, so
+ * |sum| <= 65536 * 127 * 127 < 2^31. a of linear: activation, 0 none, 1 relu, 2 gelu; linear_add: in[2] is the residual
+ * f32 [R, N]. */
 void lil_op_linear(const lil_call *call);
 void lil_op_linear_add(const lil_call *call);
+
+/* f32 [R, D], gamma bf16 [1, D], beta bf16 [1, D] -> f32 [R, D]; a: eps (f32 bits, > 0). */
 void lil_op_layer_norm(const lil_call *call);
+
+/* f32 [T, 3 * H * dh] -> f32 [T, H * dh], and scratch of lil_attention_layout's bytes; a: H, dh, logit scale (f32
+ * bits). T and dh <= 65536, so no int32 sum overflows. */
 void lil_op_attention(const lil_call *call);
+
+/* f32 [R, D], codes [1, D] in rows, scale bf16 [1, 1] -> f32 [R + 1, D]. */
 void lil_op_prepend_token(const lil_call *call);
+
+/* f32 [T, D], codes [T, D] in rows, scale bf16 [1, T] -> f32 [T, D]. */
 void lil_op_add_positions(const lil_call *call);
+
+/* f32 [T, D] -> f32 [1, D]; a: row < T. */
 void lil_op_select_row(const lil_call *call);
+
+/* f32 [T, D] -> f32 [1, D]. */
 void lil_op_mean_rows(const lil_call *call);
 
 /* Level of each 4-bit code, by format; code 8 is in no file. An 8-bit code is its level in two's complement. */

@@ -98,7 +98,7 @@ static inline float lil_sum_squares(const float *restrict x, size_t n) {
     return lil_lane_tree(lanes);
 }
 
-/* Largest |x[i]| over [0..n), at least 0. NaN never wins, so the order does not matter and lanes give the page's result. */
+/* Largest |x[i]| over [0..n), at least 0. NaN never wins, so any order gives the same: lanes are allowed. */
 static inline float lil_max_magnitude(const float *restrict x, size_t n) {
     float lanes[LIL_LANES] = {0.0f};
     size_t i = 0;

@@ -1,5 +1,6 @@
-/* lil_open: verifies the whole file. Here: header, sections, buffers, tensors, constants, golden examples; the ops are in
- * lil_check_ops.c and lil_check_flow.c. Nothing is read before its place has been checked, and every size is computed by lil_checked.h. */
+/* lil_open: verifies the whole file. Here: header, sections, buffers, tensors, constants, golden examples; the ops
+ * are in lil_check_ops.c and lil_check_flow.c. Nothing is read before its place has been checked, and every size is
+ * computed by lil_checked.h. */
 #include "lil_check.h"
 #include "lil_checked.h"
 #include "lil_crc32.h"
@@ -206,7 +207,8 @@ static bool codes_have_levels(const uint8_t *bytes, uint64_t count, uint16_t for
     return good;
 }
 
-/* Tensors and their constants: in order, each at the first multiple of 64 after the one before, the last one to the end. */
+/* Tensors and their constants: in order, each at the first multiple of 64 after the one before, the last one to the
+ * end. */
 static lil_status check_tensors(lil_model *model, const lil_section *constants) {
     uint64_t end = 0;
     for (uint32_t i = 0; i < model->num_tensors; i++) {

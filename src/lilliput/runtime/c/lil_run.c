@@ -75,7 +75,7 @@ static void *arena_at(const memory *m, uint64_t offset) {
     return m->arena == NULL ? NULL : m->arena + offset;
 }
 
-/* The records that `op` names, as pointers. Unused slots name record 0, which may be there: kernels do not look at them. */
+/* The records that `op` names, as pointers. Unused slots name record 0: kernels do not look at them. */
 static void resolve(const lil_model *model, const memory *m, const lil_op *op, lil_call *call) {
     for (int i = 0; i < LIL_NUM_INPUTS; i++) {
         const lil_buffer buffer = lil_buffer_at(model->buffers, op->in[i]);
@@ -87,7 +87,7 @@ static void resolve(const lil_model *model, const memory *m, const lil_op *op, l
     for (int i = 0; i < LIL_NUM_OUTPUTS; i++) {
         const lil_buffer buffer = lil_buffer_at(model->buffers, op->out[i]);
         void *data = op->out[i] == model->output ? m->output : arena_at(m, buffer.offset);
-        call->out[i] = (lil_operand){data, buffer.rows, buffer.cols};
+        call->out[i] = (lil_output){data, buffer.rows, buffer.cols};
     }
     for (int i = 0; i < LIL_NUM_TENSORS && model->num_tensors > 0; i++) {
         const lil_tensor tensor = lil_tensor_at(model->tensors, op->tensor[i]);

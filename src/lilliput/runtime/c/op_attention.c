@@ -66,7 +66,7 @@ static void score(const head *h, float query_scale, float logit_scale) {
     }
 }
 
-/* Turn scores into the levels p[j] of what each value is multiplied by. Returns their scale f; false where all are 0. */
+/* Turn scores into the levels p[j] that multiply the values, and their scale f; false where all of them are 0. */
 static bool weigh(const head *h, float *scale) {
     const size_t n = h->num_tokens;
     float *restrict s = h->scores;

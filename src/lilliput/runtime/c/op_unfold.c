@@ -19,7 +19,8 @@ static void unfold_window(const lil_call *call, size_t top, size_t left, float *
 }
 
 void lil_op_unfold(const lil_call *call) {
-    const size_t height = call->a[0], width = call->a[1], kernel = call->a[2], stride = call->a[3], padding = call->a[4];
+    const size_t height = call->a[0], width = call->a[1];
+    const size_t kernel = call->a[2], stride = call->a[3], padding = call->a[4];
     const size_t out_height = (height + 2 * padding - kernel) / stride + 1;
     const size_t out_width = (width + 2 * padding - kernel) / stride + 1;
     float *y = call->out[0].data;
