@@ -109,11 +109,14 @@ def evaluate(
         str | None, typer.Option("--data", metavar="NAME", help="A data set; by default the one it was trained on.")
     ] = None,
     path: DataPath = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also compare every output with the numpy reference, bit for bit.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Measure a file's accuracy on the test part of a data set, through the runtime."""
     import lilliput
-    from lilliput import measure
+    from lilliput import artifact, measure
 
     with lilliput.open(model) as session:
         dataset = _test_data(session, data, path)
@@ -129,11 +132,16 @@ def evaluate(
             "labels": list(dataset.classes),
             "confusion": result.confusion,
         }
+        if verify:
+            report["identical_to_reference"] = measure.verify(session, artifact.read(model), dataset.test.images)
     if as_json:
         _print_json(report)
         return
     right = round(result.accuracy * result.examples)
     typer.echo(f"{model}: {result.accuracy:.2%} of the {dataset.name} test images ({right:,} of {result.examples:,})")
+    if verify:
+        compared = report["identical_to_reference"]
+        typer.echo(f"runtime and numpy reference: the same bits on all {compared:,} test and random images")
 
 
 @app.command()

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lilliput.errors import InputError
+from lilliput.errors import FailureError, InputError
+from lilliput.program import reference
+from lilliput.program.program import Program
 
 if TYPE_CHECKING:
     from lilliput.runtime.session import Session
@@ -67,6 +69,31 @@ def evaluate(
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (labels, predictions), 1)
     return Evaluation(float((predictions == labels).mean()), len(images), confusion.tolist(), predictions, logits)
+
+
+def verify(session: "Session", program: Program, images: NDArray[np.uint8], random_images: int = 1000) -> int:
+    """Hold the runtime to the numpy reference, bit for bit, on `images` and on seeded random ones, extremes included.
+
+    `program` is what `lilliput.artifact.read` gives for the session's file; images as in `evaluate`.
+
+    Returns:
+        The number of images that were compared.
+
+    Raises:
+        FailureError: an output differs in any bit; names the first image.
+    """
+    height, width, channels = session.image
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (random_images, height, width, channels), dtype=np.uint8)
+    noise[1::4] = (noise[1::4] >= 128) * np.uint8(255)  # only the extremes, in every fourth one
+    noise[2::4] //= 128  # almost nothing
+    noise[:1], noise[1:2] = 0, 255
+    everything = np.concatenate([images, noise])
+    expected = reference.run(program, everything.reshape(len(everything), height * width, channels))
+    different = np.flatnonzero((session.run(everything).view(np.uint32) != expected.view(np.uint32)).any(axis=1))
+    if len(different):
+        raise FailureError(f"the runtime and the reference differ on {len(different)} images, first on {different[0]}")
+    return len(everything)
 
 
 def machine_info() -> dict[str, Any]:
