@@ -74,7 +74,9 @@ def test_runtime_equals_the_reference_on_the_whole_test_set_and_on_extremes(fini
     with lilliput.open(finished / "model.lil") as session:
         assert measure.verify(session, program, test.images) == 360 + 1000
         tampered = tuple(
-            replace(tensor, values=round_bf16(tensor.values + np.float32(0.25))) if tensor.name == "head.bias" else tensor
+            replace(tensor, values=round_bf16(tensor.values + np.float32(0.25)))
+            if tensor.name == "head.bias"
+            else tensor
             for tensor in program.tensors
         )
         with pytest.raises(FailureError, match=r"the runtime and the reference differ on 1360 images, first on 0"):
