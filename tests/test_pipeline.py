@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,17 +16,19 @@ import pytest
 
 import lilliput
 from lilliput import artifact, measure, pipeline
-from lilliput.config import DataSettings, Recipe, parse_recipe
+from lilliput.config import DataSettings, FinetuneSettings, Recipe, parse_recipe
 from lilliput.data import load
-from lilliput.errors import FailureError
+from lilliput.errors import FailureError, UserError
+from lilliput.models import stack
 from lilliput.program.formats import round_bf16
+from lilliput.train.loop import fit
 
 SMALL: dict[str, Any] = {
     "name": "small",
     "data": {"name": "digits"},
     "model": {"patch_size": 4, "embed_dim": 32, "depth": 1, "num_heads": 2, "mlp_dim": 32},
     "train": {"epochs": 12, "batch_size": 32, "lr": 5e-3},
-    "prune": {"epochs": 4, "batch_size": 32, "lr": 2e-3, "sparsity": 0.5, "update_every": 5},
+    "prune": {"epochs": 4, "batch_size": 32, "lr": 2e-3, "sparsity": 0.6, "update_every": 5},
     "finetune": {"epochs": 2, "batch_size": 32, "lr": 1e-3},
     "quantize": {"epochs": 4, "batch_size": 32, "lr": 1e-3, "search_every": 20},
 }
@@ -48,13 +51,14 @@ def test_every_stage_is_recorded_and_the_file_is_measured(finished: Path) -> Non
     stages = records(finished)
     assert list(stages) == ["train", "prune", "finetune", "quantize", "export", "evaluate"]
     assert stages["train"]["test_accuracy"] > 0.8
-    assert stages["train"]["sparsity"] == 0 and stages["prune"]["sparsity"] >= 0.5
+    assert stages["train"]["sparsity"] == 0 and stages["prune"]["sparsity"] >= 0.6
     evaluated = stages["evaluate"]
     assert evaluated["simulated"] is False and stages["quantize"]["simulated"] is True
     assert evaluated["accuracy"] > 0.75
     assert evaluated["examples"] == 360 == int(np.sum(evaluated["confusion"]))
     assert np.trace(np.array(evaluated["confusion"])) == round(evaluated["accuracy"] * 360)
-    assert evaluated["differing_predictions"] <= 1
+    assert evaluated["differing_predictions"] == 0  # 0.2 % of 360 is less than one
+    assert evaluated["max_logit_difference"] <= 0.1  # the bound that ARCHITECTURE.md states
     assert stages["export"]["file_bytes"] == (finished / "model.lil").stat().st_size
     assert (finished / "report.html").stat().st_size > 10_000
 
@@ -64,7 +68,7 @@ def test_zeros_and_formats_are_in_the_file(finished: Path) -> None:
     weights = [tensor for tensor in program.tensors if tensor.role == "weight"]
     assert {tensor.format for tensor in weights} == {"pot4"}
     zeros = sum(int((tensor.values == 0).sum()) for tensor in weights)
-    assert zeros >= 0.5 * sum(tensor.values.size for tensor in weights)
+    assert zeros >= 0.6 * sum(tensor.values.size for tensor in weights)
     assert program.metadata["provenance"]["recipe"] == "small"
 
 
@@ -123,7 +127,7 @@ def run_in_process(out: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen([sys.executable, "-c", script, json.dumps(settings), str(out)], env=dict(os.environ))
 
 
-@pytest.mark.parametrize("stage", ["01-train", "02-prune", "04-quantize"])
+@pytest.mark.parametrize("stage", ["01-train", "02-prune", "03-finetune", "04-quantize"])
 def test_sigkill_in_a_stage_then_the_same_command_gives_the_same_file(
     finished: Path, tmp_path: Path, stage: str
 ) -> None:
@@ -136,29 +140,147 @@ def test_sigkill_in_a_stage_then_the_same_command_gives_the_same_file(
     process.wait()
     assert not (tmp_path / "small" / stage / "record.json").exists()
     assert run_in_process(tmp_path).wait() == 0
-    # Checkpoint timing is a setting like any other: compare weights, not the keys of the stages.
     for name in ("01-train", "02-prune", "03-finetune", "04-quantize"):
         ours, theirs = (folder / name / "model.safetensors" for folder in (tmp_path / "small", finished))
         assert ours.read_bytes() == theirs.read_bytes(), name
     assert (tmp_path / "small" / "model.lil").read_bytes() == (finished / "model.lil").read_bytes()
 
 
-def test_a_broken_guarantee_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guarantee_broken_by_a_later_stage_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: fine-tuning that forgets the masks."""
-    from lilliput.models import stack
+    forget: list[bool] = []
 
-    monkeypatch.setattr(stack.Mask, "forward", lambda self, weight: weight + 1e-3)
-    with pytest.raises(
-        FailureError, match=r"the guarantee of 'prune' is broken: at least \d+ of \d+ .* weights are zero"
-    ):
-        pipeline.run(recipe(train={**SMALL["train"], "epochs": 1}), tmp_path, quiet=True)
+    def fit_and_forget(model: Any, settings: Any, *rest: Any) -> Any:
+        history = fit(model, settings, *rest)
+        if isinstance(settings, FinetuneSettings):
+            for linear in model.linears().values():
+                mask = stack.layer_of(linear, "weight", stack.Mask)
+                assert mask is not None
+                mask.mask.fill_(1.0)
+                stack.base_of(linear, "weight").data.add_(1e-3)
+            forget.append(True)
+        return history
+
+    monkeypatch.setattr(pipeline, "fit", fit_and_forget)
+    short = {stage: {**SMALL[stage], "epochs": 1} for stage in ("train", "prune", "finetune")}
+    with pytest.raises(FailureError, match=r"after 'finetune' the guarantee of 'prune' is broken: at least \d+ of \d+"):
+        pipeline.run(recipe(**short), tmp_path, quiet=True)
+    assert forget
+    assert (tmp_path / "small" / "02-prune" / "record.json").exists()
+    assert not (tmp_path / "small" / "03-finetune" / "record.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("where", "unfinished"),
+    [
+        ("save_model", "01-train"),
+        ("_export", "05-export"),
+        ("evaluate", "06-evaluate"),
+        ("render", "07-report"),
+    ],
+)
+def test_ctrl_c_in_any_stage_loses_nothing(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, unfinished: str
+) -> None:
+    folder = tmp_path / "small"
+    shutil.copytree(finished, folder)
+    later = sorted(path for path in folder.glob("0*") if path.name >= unfinished)
+    for path in later:
+        (path / "record.json").unlink()
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, where, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run(recipe(), tmp_path, quiet=True)
+    assert not list(folder.rglob(".*.part"))
+    trained: list[int] = []
+    patched = fit
+
+    def count_steps(model: Any, settings: Any, task: Any, display: Any = None) -> Any:
+        trained.append(1)
+        history = patched(model, settings, task, display)
+        if where == "save_model" and len(trained) == 1:
+            assert history[-1]["seconds"] < 1e9
+        return history
+
+    # All that was trained before the interruption is still there: the training stage goes on from its last checkpoint.
+    if where == "save_model":
+        assert list((folder / "01-train").glob("checkpoint-*.safetensors"))
+    monkeypatch.setattr(pipeline, "fit", count_steps)
+    pipeline.run(recipe(), tmp_path, quiet=True)
+    assert len(trained) == (4 if where == "save_model" else 0)
+    assert (folder / "model.lil").read_bytes() == (finished / "model.lil").read_bytes()
+
+
+@pytest.mark.parametrize("product", ["model.lil", "report.html", "03-finetune/model.safetensors"])
+def test_a_stage_whose_product_was_removed_is_done_again(finished: Path, tmp_path: Path, product: str) -> None:
+    folder = tmp_path / "small"
+    shutil.copytree(finished, folder)
+    (folder / product).unlink()
+    pipeline.run(recipe(), tmp_path, quiet=True)
+    assert (folder / product).is_file()
+    assert (folder / "model.lil").read_bytes() == (finished / "model.lil").read_bytes()
+
+
+def test_fewer_stages_leave_the_work_of_the_others(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    shutil.copytree(finished, folder)
+    before = sorted(path.name for path in folder.rglob("*"))
+    pipeline.run(recipe(stages=["train"]), tmp_path, quiet=True)
+    assert sorted(path.name for path in folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"patch_size": 3}}, r"patch_size=3 does not divide the 8x8 image; allowed: \[1, 2, 4, 8\]"),
+        (
+            {"model": {"stem": [{"channels": 4, "stride": 2}] * 4, "patch_size": 2}},
+            r"patch_size=2 does not divide the 1x1",
+        ),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(pipeline, "fit", None)
+    with pytest.raises(UserError, match=message):
+        pipeline.run(recipe(**change), tmp_path, quiet=True)
+
+
+def test_renamed_classes_are_other_data(finished: Path) -> None:
+    dataset = load(DataSettings(name="digits"))
+    renamed = replace(dataset, classes=("zero", *dataset.classes[1:]))
+    assert pipeline._fingerprint(renamed) != pipeline._fingerprint(dataset)
+
+
+def test_learned_scales_a_stem_mean_pooling_and_ema_go_through(tmp_path: Path) -> None:
+    short = {stage: {**SMALL[stage], "epochs": 2} for stage in ("train", "prune", "quantize")}
+    model = {
+        "patch_size": 1,
+        "embed_dim": 16,
+        "depth": 1,
+        "num_heads": 2,
+        "mlp_dim": 16,
+        "pool": "mean",
+        "positions": "sinusoidal",
+        "stem": [{"channels": 8}],
+    }
+    short["train"] |= {"ema_decay": 0.9}
+    short["quantize"] |= {"scales": "learned", "weight_format": "int4", "embedding_format": "pot4"}
+    stages = ["train", "prune", "quantize", "export", "evaluate", "report"]
+    folder = pipeline.run(recipe(model=model, stages=stages, **short), tmp_path, quiet=True)
+    evaluated = records(folder)["evaluate"]
+    assert evaluated["differing_predictions"] <= 1
+    assert evaluated["max_logit_difference"] <= 0.1
 
 
 def test_a_full_disk_while_exporting_keeps_what_was_done(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
     folder = tmp_path / "small"
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "05-export")

@@ -312,6 +312,7 @@ def _download(name: str, folder: str | None) -> Path:
 
 def _print_answers(answers: list[dict[str, Any]]) -> None:
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
@@ -322,7 +323,9 @@ def _print_answers(answers: list[dict[str, Any]]) -> None:
         for rank, likely in enumerate(answer["top"]):
             style = "bold" if rank == 0 else "dim"
             image = answer["image"] if rank == 0 else ""
-            table.add_row(image, likely["label"], f"{likely['probability']:.2%}", style=style, end_section=False)
+            table.add_row(
+                escape(image), escape(likely["label"]), f"{likely['probability']:.2%}", style=style, end_section=False
+            )
     _console().print(table)
 
 

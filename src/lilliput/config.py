@@ -66,6 +66,12 @@ class StemConvSettings(Settings):
     stride: int = Field(default=2, ge=1)
     padding: int = Field(default=1, ge=0)
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.padding >= self.kernel_size:
+            raise ValueError(f"padding={self.padding} must be below kernel_size={self.kernel_size}")
+        return self
+
 
 class ModelSettings(Settings):
     """A ViT as data: sizes may be given once (`depth`, `num_heads`, `mlp_dim`) or layer by layer (`layers`)."""
@@ -108,7 +114,7 @@ class ModelSettings(Settings):
         return (LayerSettings(num_heads=self.num_heads, head_dim=head_dim, mlp_dim=self.mlp_dim),) * self.depth
 
 
-class TrainingSettings(Settings):
+class LoopSettings(Settings):
     """What every stage that trains shares: one loop serves them all."""
 
     epochs: int = Field(default=20, ge=1)
@@ -120,16 +126,15 @@ class TrainingSettings(Settings):
     label_smoothing: float = Field(default=0.1, ge=0.0, lt=1.0)
     clip_norm: float = Field(default=1.0, gt=0.0, description="gradient norm is clipped to this")
     ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0, description="None: no moving average of the weights")
-    mixed_precision: Literal["no", "bf16"] = "no"
     checkpoint_seconds: float = Field(default=15.0, ge=0.0, description="time between checkpoints; 0: every step")
     evaluate_every: int = Field(default=1, ge=1, description="epochs between looks at the validation set")
 
 
-class TrainSettings(TrainingSettings):
+class TrainSettings(LoopSettings):
     """Stage `train`: the fp32 model."""
 
 
-class PruneSettings(TrainingSettings):
+class PruneSettings(LoopSettings):
     """Stage `prune`: global magnitude over all linear and projection weights, on a cubic schedule (Zhu and Gupta)."""
 
     epochs: int = Field(default=10, ge=1)
@@ -151,14 +156,14 @@ class PruneSettings(TrainingSettings):
         return self
 
 
-class FinetuneSettings(TrainingSettings):
+class FinetuneSettings(LoopSettings):
     """Stage `finetune`: training goes on with what earlier passes fixed (masks)."""
 
     epochs: int = Field(default=5, ge=1)
     lr: float = Field(default=3e-4, gt=0.0)
 
 
-class QuantizeSettings(TrainingSettings):
+class QuantizeSettings(LoopSettings):
     """Stage `quantize`: quantisation-aware training of weights, activations, embeddings and vectors."""
 
     epochs: int = Field(default=10, ge=1)
@@ -202,7 +207,7 @@ STAGE_NEEDS: dict[str, tuple[str, ...]] = {
 # What must not have run before: pruning after the weights are quantised would undo the guarantee of either.
 STAGE_NOT_AFTER: dict[str, tuple[str, ...]] = {
     "train": ("train", "prune", "finetune", "quantize", "export"),
-    "prune": ("quantize", "export"),
+    "prune": ("prune", "quantize", "export"),
     "finetune": ("quantize", "export"),
     "quantize": ("quantize", "export"),
     "export": ("export",),

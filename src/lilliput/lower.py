@@ -11,9 +11,8 @@ from lilliput.models.layers import Attention, Block, Linear, Mlp, UnfoldLinear
 from lilliput.models.stack import WeightQuantizer, layer_of, levels_and_scale
 from lilliput.models.vit import ViT
 from lilliput.program.builder import ProgramBuilder
+from lilliput.program.ops import ACTIVATIONS
 from lilliput.program.program import Program
-
-ACTIVATIONS = {"none": 0, "relu": 1, "gelu": 2}
 
 
 class LoweringError(UserError):
@@ -31,11 +30,11 @@ def lower(model: ViT, metadata: dict[str, Any]) -> Program:
     for name, value in model.state_dict().items():
         if not bool(torch.isfinite(value).all()):
             raise LoweringError(f"cannot lower: {name} has NaN or infinite values; weights must be finite")
-    for name, linear in model.linears().items():
-        if layer_of(linear, "weight", WeightQuantizer) is None:
-            raise LoweringError(
-                f"cannot lower: {name}.weight is not quantised; run the stage 'quantize' before 'export'"
-            )
+    stored: list[tuple[str, nn.Module, str]] = [(f"{name}.weight", x, "weight") for name, x in model.linears().items()]
+    stored += [(name, model, name) for name in ("class_token", "positions") if getattr(model, name) is not None]
+    for full_name, module, name in stored:
+        if layer_of(module, name, WeightQuantizer) is None:
+            raise LoweringError(f"cannot lower: {full_name} is not quantised; run the stage 'quantize' before 'export'")
     return _Lowering(model).program(metadata)
 
 

@@ -6,7 +6,6 @@ the same key is finished and is not done again; a training stage that was interr
 
 import hashlib
 import json
-import shutil
 import subprocess
 import time
 import zlib
@@ -16,17 +15,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from pydantic import BaseModel
 from rich.console import Console
+from rich.markup import escape
 
 import lilliput
 from lilliput import artifact, data
 from lilliput.compress import PASSES, Claim
 from lilliput.compress.ledger import assert_ledger, count_zeros
 from lilliput.compress.prune import apply_masks
-from lilliput.config import Recipe, TrainingSettings
+from lilliput.compress.quantize import Quantization
+from lilliput.config import LoopSettings, Recipe
 from lilliput.data import ImageDataset, channel_statistics
-from lilliput.errors import FailureError
+from lilliput.errors import UserError
 from lilliput.files import write_atomic
 from lilliput.lower import lower
 from lilliput.measure import evaluate, machine_info
@@ -37,8 +39,17 @@ from lilliput.report import encode_image, render
 from lilliput.train.display import TrainingDisplay
 from lilliput.train.loop import Task, derive_seed, fit, predict
 
-# Part of every key: raise it when a stage computes something else from the same settings.
-PIPELINE_VERSION = 1
+# Part of every key, with the version of Lilliput: raise it when a stage computes something else from the same settings.
+PIPELINE_VERSION = 2
+
+# What a finished stage leaves in the run's folder (training stages: `model.json` and `model.safetensors` in their own).
+PRODUCTS: dict[str, tuple[str, ...]] = {
+    "export": ("model.lil",),
+    "evaluate": (),
+    "report": ("records.json", "report.html"),
+}
+# Settings that change no result, so a stage is not done again for them.
+NO_RESULT = {"checkpoint_seconds"}
 
 
 @dataclass
@@ -50,6 +61,7 @@ class Run:
     data: ImageDataset
     console: Console
     quiet: bool
+    origin: dict[str, Any]
     records: list[dict[str, Any]] = field(default_factory=list)
     claims: list[Claim] = field(default_factory=list)
     model_folder: Path | None = None
@@ -70,54 +82,62 @@ def run(recipe: Recipe, out: Path, console: Console | None = None, quiet: bool =
     """Run every stage of `recipe` that is not finished yet; everything goes to `out / recipe.name`.
 
     Returns:
-        The run's folder: `model.lil`, `report.html`, `records.json`, `recipe.json` and one folder a stage.
+        The run's folder: `model.lil`, `report.html`, `records.json` and one folder a stage.
 
     Raises:
         UserError: the settings do not fit the data. FailureError: a guarantee broke, training diverged, the disk is
         full. KeyboardInterrupt: Ctrl-C; finished stages and the checkpoint are on the disk.
     """
     console = console or Console(stderr=True)
+    if PartialState().num_processes > 1:
+        raise UserError("lil run: several processes are not supported yet; start it without a launcher")
     dataset = data.load(recipe.data)
-    state = Run(recipe, out / recipe.name, dataset, console, quiet)
-    state.model()  # refuses an impossible architecture before anything is trained
-    write_atomic(state.folder / "recipe.json", recipe.model_dump_json(indent=1).encode())
+    state = Run(recipe, out / recipe.name, dataset, console, quiet, origin=_origin())
+    _refuse_early(state)
     if not quiet:
         _announce(state)
-    key = _hash(PIPELINE_VERSION, recipe.seed, recipe.data, recipe.model, _fingerprint(dataset))
+    key = _hash(PIPELINE_VERSION, lilliput.__version__, recipe.seed, recipe.data, recipe.model, _fingerprint(dataset))
     for index, stage in enumerate(recipe.stages):
         settings = getattr(recipe, stage)
-        extra = [recipe.augment] if isinstance(settings, TrainingSettings) else []
+        extra = [recipe.augment] if isinstance(settings, LoopSettings) else []
         key = _hash(key, index, stage, settings, *extra)
-        record = _finished(state.stage_folder(index), key)
+        record = _finished(state, index, key)
         if record is None:
             record = _do_stage(state, index, key)
         elif not quiet:
             console.print(f"[dim]{stage:<9} finished before with the same settings[/dim]")
-        if isinstance(settings, TrainingSettings):
+        if isinstance(settings, LoopSettings):
             state.model_folder = state.stage_folder(index)
         state.records.append(record)
         state.claims += [Claim(**claim) for claim in record["claims"]]
-    _drop_later_stages(state)
     return state.folder
 
 
+def _refuse_early(state: Run) -> None:
+    """Build and lower an untrained model, so that what cannot be exported is refused before anything is trained."""
+    model = state.model()
+    if "export" in state.recipe.stages:
+        Quantization(state.recipe.quantize).attach(model)
+        lower(model, {"labels": list(state.data.classes)})
+
+
 def _do_stage(state: Run, index: int, key: str) -> dict[str, Any]:
-    stage = state.recipe.stages[index]
-    folder = state.stage_folder(index)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "record.json").unlink(missing_ok=True)
-    for stale in folder.glob("checkpoint-*.safetensors"):
-        if stale.name != _checkpoint_name(key):
-            stale.unlink()
+    """Do a stage. Its old record goes just before the new products come, its checkpoints after the new one."""
+    stage, folder = state.recipe.stages[index], state.stage_folder(index)
+    for part in [*folder.glob(".*.part"), *state.folder.glob(".*.part")]:
+        part.unlink()  # what a kill in the middle of a write left
     started = time.monotonic()
-    record: dict[str, Any] = {"stage": stage, "seconds": 0.0, "claims": []}
-    if isinstance(getattr(state.recipe, stage), TrainingSettings):
-        record |= _train_stage(state, index, folder / _checkpoint_name(key))
+    record: dict[str, Any] = {"stage": stage, "seconds": 0.0, "claims": [], "ended": state.origin}
+    if isinstance(getattr(state.recipe, stage), LoopSettings):
+        record |= _train_stage(state, index, folder / f"checkpoint-{key[:16]}.safetensors")
         record["seconds"] = record["history"][-1]["seconds"]
     else:
+        (folder / "record.json").unlink(missing_ok=True)
         record |= {"export": _export, "evaluate": _evaluate, "report": _report}[stage](state)
         record["seconds"] = round(time.monotonic() - started, 2)
     write_atomic(folder / "record.json", json.dumps({"key": key, "record": record}).encode())
+    for checkpoint in folder.glob("checkpoint-*.safetensors"):
+        checkpoint.unlink()
     if not state.quiet:
         state.console.print(_summary_line(record))
     return record
@@ -128,19 +148,17 @@ def _train_stage(state: Run, index: int, checkpoint: Path) -> dict[str, Any]:
     settings = getattr(recipe, stage)
     model = state.model()
     work = PASSES[stage](settings) if stage in PASSES else None
+    applied_to = []
     if work is not None:
+        applied_to = work.applies_to(model)
         work.attach(model)
 
     def before_step(step: int, total: int) -> None:
         if work is not None:
             work.before_step(model, step, total)
 
-    def after_step() -> None:
-        apply_masks(model)
-        if work is not None:
-            work.after_step(model)
-
-    task = Task(state.data, recipe.augment, derive_seed(recipe.seed, 3, index), checkpoint, before_step, after_step)
+    seed = derive_seed(recipe.seed, 3, index)
+    task = Task(state.data, recipe.augment, seed, checkpoint, before_step, after_step=lambda: apply_masks(model))
     display = None if state.quiet else TrainingDisplay(stage, state.console)
     try:
         history = fit(model, settings, task, display)
@@ -151,14 +169,15 @@ def _train_stage(state: Run, index: int, checkpoint: Path) -> dict[str, Any]:
         work.finish(model)
     claims = work.claims(model) if work is not None else []
     ledger = assert_ledger(state.claims + claims, model, stage)
-    save_model(model, checkpoint.parent)
-    checkpoint.unlink(missing_ok=True)
+    accuracies = {f"{part}_accuracy": _accuracy(model, getattr(state.data, part)) for part in ("validation", "test")}
     zeros, weights = count_zeros(model)
+    (checkpoint.parent / "record.json").unlink(missing_ok=True)
+    save_model(model, checkpoint.parent)
     return {
         "simulated": True,
+        "applied_to": applied_to,
         "parameters": model.num_parameters(),
-        "validation_accuracy": _accuracy(model, state.data.validation),
-        "test_accuracy": _accuracy(model, state.data.test),
+        **accuracies,
         "weights": weights,
         "nonzero_weights": weights - zeros,
         "sparsity": zeros / weights,
@@ -177,7 +196,8 @@ def _export(state: Run) -> dict[str, Any]:
             "lilliput": lilliput.__version__,
             "recipe": recipe.name,
             "seed": recipe.seed,
-            "data": json.loads(recipe.data.model_dump_json(exclude_defaults=True)) | {"name": recipe.data.name},
+            # In full, because a default may change and the test part must not; without places of this machine.
+            "data": json.loads(recipe.data.model_dump_json(exclude={"path", "limit"})),
             "simulated_validation_accuracy": {
                 record["stage"]: round(record["validation_accuracy"], 5)
                 for record in state.records
@@ -194,6 +214,7 @@ def _export(state: Run) -> dict[str, Any]:
     return {
         "file": path.name,
         "file_bytes": path.stat().st_size,
+        "file_crc32": zlib.crc32(path.read_bytes()),
         "arena_bytes": program.arena_bytes,
         "parameters": model.num_parameters(),
         "fp32_bytes": 4 * model.num_parameters(),
@@ -226,7 +247,6 @@ def _evaluate(state: Run) -> dict[str, Any]:
         "examples": result.examples,
         "accuracy": result.accuracy,
         "confusion": result.confusion,
-        "agreement": 1.0 - differing / result.examples,
         "differing_predictions": differing,
         "max_logit_difference": float(np.abs(simulated - result.logits).max()),
         "engine": {"runtime": "lilliput C scalar", "threads": 1},
@@ -242,8 +262,8 @@ def _report(state: Run) -> dict[str, Any]:
         "name": state.recipe.name,
         "title": state.recipe.report.title,
         "lilliput": lilliput.__version__,
-        "commit": _commit(),
-        "machine": machine_info(),
+        # Of the measurement, wherever the page is made.
+        **next(record["ended"] for record in state.records if record["stage"] == "evaluate"),
         "data": {"name": state.data.name, "classes": list(state.data.classes), "image": list(state.data.image_shape)}
         | parts,
         "model": {
@@ -251,6 +271,7 @@ def _report(state: Run) -> dict[str, Any]:
             "fp32_bytes": 4 * fp32_parameters,
             "settings": json.loads(state.recipe.model.model_dump_json()),
         },
+        "recipe": json.loads(state.recipe.model_dump_json()),
         "stages": [{k: v for k, v in record.items() if k != "claims"} for record in state.records],
     }
     write_atomic(state.folder / "records.json", json.dumps(records, indent=1).encode())
@@ -269,50 +290,58 @@ def _sample_indices(predictions: np.ndarray, labels: np.ndarray, count: int) -> 
     return sorted(int(index) for index in np.concatenate([wrong, right]))
 
 
-def _finished(folder: Path, key: str) -> dict[str, Any] | None:
-    path = folder / "record.json"
-    if not path.exists():
-        return None
+def _finished(state: Run, index: int, key: str) -> dict[str, Any] | None:
+    """The record of a stage that was done with the same key and whose products are still there."""
+    folder, stage = state.stage_folder(index), state.recipe.stages[index]
     try:
-        saved = json.loads(path.read_text())
+        saved = json.loads((folder / "record.json").read_text())
         record: dict[str, Any] = saved["record"]
-        return record if saved["key"] == key else None
-    except (json.JSONDecodeError, KeyError, TypeError):
-        raise FailureError(f"{path}: damaged; delete the folder {folder} to do this stage again") from None
-
-
-def _drop_later_stages(state: Run) -> None:
-    """Remove folders of stages that the recipe no longer has, so that the folder shows one run only."""
-    wanted = {state.stage_folder(index).name for index in range(len(state.recipe.stages))}
-    for folder in state.folder.glob("[0-9][0-9]-*"):
-        if folder.is_dir() and folder.name not in wanted:
-            shutil.rmtree(folder)
-
-
-def _checkpoint_name(key: str) -> str:
-    return f"checkpoint-{key[:16]}.safetensors"
+        if saved["key"] != key:
+            return None
+    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+        return None
+    if stage in PRODUCTS:
+        products = [state.folder / name for name in PRODUCTS[stage]]
+    else:
+        products = [folder / "model.json", folder / "model.safetensors"]
+    if not all(product.is_file() for product in products):
+        return None
+    if stage == "export" and record["file_crc32"] != zlib.crc32(products[0].read_bytes()):
+        return None
+    return record
 
 
 def _hash(*parts: object) -> str:
-    plain = [part.model_dump_json() if isinstance(part, BaseModel) else part for part in parts]
+    plain = [part.model_dump_json(exclude=NO_RESULT) if isinstance(part, BaseModel) else part for part in parts]
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
-def _fingerprint(dataset: ImageDataset) -> int:
-    """A checksum of the images and labels: a data set that changed on the disk is another data set."""
+def _fingerprint(dataset: ImageDataset) -> str:
+    """A checksum of classes, images and labels: a data set that changed on the disk is another data set."""
     crc = 0
     for part in (dataset.train, dataset.validation, dataset.test):
         crc = zlib.crc32(part.images.tobytes(), zlib.crc32(part.labels.tobytes(), crc))
-    return crc
+    return f"{dataset.classes} {dataset.image_shape} {crc:08x}"
 
 
-def _commit() -> str | None:
-    """The commit of the source tree that runs, or None where it is not one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
+def _origin() -> dict[str, Any]:
+    """What a stage's numbers come from: the machine, and the commit of the source tree (None where it is not one)."""
+    package = Path(__file__).parent
+    root = package.parent.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    commit = None
+    try:
+        # Installed into somebody else's repository the answer would be that one's.
+        if Path(git("rev-parse", "--show-toplevel")).samefile(root) and git("ls-files", str(package)):
+            changed = git("status", "--porcelain", "--untracked-files=no", str(package))
+            commit = git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return None
+        commit = None
+    return {"commit": commit, "machine": machine_info()}
 
 
 def _announce(state: Run) -> None:
@@ -321,7 +350,7 @@ def _announce(state: Run) -> None:
     parameters = state.model().num_parameters()
     state.console.print(
         f"[bold]{state.recipe.name}[/bold]: {state.data.name} {height}x{width}x{channels} ({parts}), "
-        f"{parameters:,} parameters, {4 * parameters:,} bytes in fp32; results in {state.folder}"
+        f"{parameters:,} parameters, {4 * parameters:,} bytes in fp32; results in {escape(str(state.folder))}"
     )
 
 

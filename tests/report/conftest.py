@@ -180,7 +180,6 @@ def make_records() -> dict[str, Any]:
                 "examples": 36,
                 "accuracy": 34 / 36,
                 "confusion": [[12, 0, 0], [1, 11, 0], [0, 1, 11]],
-                "agreement": 1.0,
                 "differing_predictions": 0,
                 "max_logit_difference": 0.00123,
                 "engine": {"runtime": "lilliput C scalar", "threads": 1},
@@ -203,7 +202,7 @@ def run_dir(model_file: Path, tmp_path: Path, records: dict[str, Any]) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     shutil.copy(model_file, folder / "model.lil")
-    recipe = {
+    records["recipe"] = {
         "name": "small",
         "seed": 3,
         "stages": ["train", "prune", "finetune", "quantize", "export", "evaluate", "report"],
@@ -212,7 +211,6 @@ def run_dir(model_file: Path, tmp_path: Path, records: dict[str, Any]) -> Path:
         "train": {"epochs": 12, "lr": 0.001},
         "prune": {"sparsity": 0.5},
     }
-    (folder / "recipe.json").write_text(json.dumps(recipe))
     (folder / "records.json").write_text(json.dumps(records))
     return folder
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from lilliput.config import AugmentSettings, ModelSettings, TrainingSettings
+from lilliput.config import AugmentSettings, LoopSettings, ModelSettings
 from lilliput.data import ImageDataset, Part
 from lilliput.errors import FailureError
 from lilliput.models.checkpoint import CheckpointError, tensors_of
@@ -37,7 +37,7 @@ def tiny_model() -> ViT:
     return model
 
 
-SETTINGS = TrainingSettings(epochs=6, batch_size=8, lr=3e-3, ema_decay=0.9, checkpoint_seconds=0)
+SETTINGS = LoopSettings(epochs=6, batch_size=8, lr=3e-3, ema_decay=0.9, checkpoint_seconds=0)
 AUGMENT = AugmentSettings(crop_padding=1, mixup=0.2)
 
 
@@ -148,7 +148,7 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_learning_rate_warms_up_then_follows_a_cosine() -> None:
-    settings = TrainingSettings(lr=1.0, warmup_fraction=0.1, final_lr_fraction=0.1)
+    settings = LoopSettings(lr=1.0, warmup_fraction=0.1, final_lr_fraction=0.1)
     rates = [learning_rate(step, 100, settings) for step in range(100)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[10] == pytest.approx(1.0)

@@ -41,9 +41,6 @@ class Pass(ABC):
         """Follow the schedule. Must be a function of the model's state and the arguments alone (a run may be
         resumed)."""
 
-    def after_step(self, model: ViT) -> None:
-        """Restore what the optimiser may have broken."""
-
     def finish(self, model: ViT) -> None:
         """Called once when the stage's training has ended."""
 

@@ -4,25 +4,27 @@ check)."""
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 
 from lilliput.compress.base import Claim
+from lilliput.compress.quantize import EMBEDDINGS, quantized_parameters
 from lilliput.errors import FailureError
-from lilliput.models.stack import WeightQuantizer, layer_of
+from lilliput.models.stack import StoredAsBf16, WeightQuantizer, layer_of
 from lilliput.models.vit import ViT
+from lilliput.program.cost import parameter_counts
 from lilliput.program.program import Program
 
 
-def _model_zeros(model: ViT) -> tuple[int, int]:
+def count_zeros(model: ViT) -> tuple[int, int]:
+    """(zero, all) linear and projection weights of a model, as its stacks produce them."""
     with torch.no_grad():
         weights = [linear.weight for linear in model.linears().values()]
         return sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
 
 
 def _program_zeros(program: Program) -> tuple[int, int]:
-    weights = [tensor.values for tensor in program.tensors if tensor.role == "weight"]
-    return sum(int(np.count_nonzero(w == 0)) for w in weights), sum(w.size for w in weights)
+    counts = parameter_counts(program)
+    return counts.weights - counts.nonzero_weights, counts.weights
 
 
 def _enough_zeros(counted: tuple[int, int], values: dict[str, Any]) -> bool:
@@ -31,17 +33,32 @@ def _enough_zeros(counted: tuple[int, int], values: dict[str, Any]) -> bool:
 
 
 def _model_format(model: ViT, values: dict[str, Any]) -> bool:
-    quantizers = [layer_of(linear, "weight", WeightQuantizer) for linear in model.linears().values()]
-    return all(quantizer is not None and quantizer.format_name == values["format"] for quantizer in quantizers)
+    formats: dict[str, set[str]] = {}
+    for _, module, name in quantized_parameters(model):
+        quantizer = layer_of(module, name, WeightQuantizer)
+        stored = quantizer.format_name if quantizer else "bf16" if layer_of(module, name, StoredAsBf16) else "f32"
+        matrix = "embedding" if name in EMBEDDINGS else "weight"
+        role = matrix if getattr(module, name).ndim > 1 else "vector"
+        formats.setdefault(role, set()).add(stored)
+    return formats.items() <= _allowed_formats(values).items()
 
 
 def _program_format(program: Program, values: dict[str, Any]) -> bool:
-    return all(tensor.format == values["format"] for tensor in program.tensors if tensor.role == "weight")
+    formats: dict[str, set[str]] = {}
+    for tensor in program.tensors:
+        role = "vector" if tensor.role in ("bias", "norm", "scale") else tensor.role
+        if role != "constant":
+            formats.setdefault(role, set()).add(tensor.format)
+    return formats.items() <= _allowed_formats(values).items()
+
+
+def _allowed_formats(values: dict[str, Any]) -> dict[str, set[str]]:
+    return {"weight": {values["weight"]}, "embedding": {values["embedding"]}, "vector": {"bf16"}}
 
 
 CHECKS: dict[str, tuple[Callable[[ViT, dict[str, Any]], bool], Callable[[Program, dict[str, Any]], bool]]] = {
     "sparsity": (
-        lambda model, values: _enough_zeros(_model_zeros(model), values),
+        lambda model, values: _enough_zeros(count_zeros(model), values),
         lambda program, values: _enough_zeros(_program_zeros(program), values),
     ),
     "format": (_model_format, _program_format),
@@ -62,8 +79,3 @@ def assert_ledger(claims: list[Claim], subject: ViT | Program, after: str) -> li
             raise FailureError(f"after '{after}' the guarantee of '{claim.stage}' is broken: {claim.detail}")
         records.append({"claim": claim.kind, "stage": claim.stage, "detail": claim.detail, "holds": True})
     return records
-
-
-def count_zeros(model: ViT) -> tuple[int, int]:
-    """(zero, all) linear and projection weights of a model, as its stacks produce them."""
-    return _model_zeros(model)

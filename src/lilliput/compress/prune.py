@@ -57,16 +57,13 @@ class MagnitudePruning(Pass):
 
     def _update(self, model: ViT, sparsity: float) -> None:
         linears = model.linears()
-        # Masked weights are zero in the base too (`after_step`), so a weight that is gone stays gone.
+        # Masked weights are zeroed in the base after every step, so a weight that is gone stays gone.
         bases = {name: base_of(linear, "weight") for name, linear in linears.items()}
         masks = magnitude_masks(bases, sparsity, self.settings.layer_floor)
         for name, linear in linears.items():
             layer = layer_of(linear, "weight", Mask)
             assert layer is not None
             layer.mask.copy_(masks[name])
-        apply_masks(model)
-
-    def after_step(self, model: ViT) -> None:
         apply_masks(model)
 
     def finish(self, model: ViT) -> None:

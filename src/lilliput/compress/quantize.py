@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from lilliput.compress.base import Claim, Pass
-from lilliput.compress.prune import apply_masks
 from lilliput.config import QuantizeSettings
 from lilliput.models.stack import StoredAsBf16, WeightQuantizer, base_of, layer_of, push
 from lilliput.models.vit import ViT
@@ -23,10 +22,10 @@ class Quantization(Pass):
         self.settings = settings
 
     def applies_to(self, model: ViT) -> list[str]:
-        return [f"{name}.{parameter}" if name else parameter for name, _, parameter in _targets(model)]
+        return [f"{name}.{parameter}" if name else parameter for name, _, parameter in quantized_parameters(model)]
 
     def attach(self, model: ViT) -> None:
-        for _, module, name in _targets(model):
+        for _, module, name in quantized_parameters(model):
             value = getattr(module, name)
             if value.ndim == 1:
                 push(module, name, StoredAsBf16())
@@ -42,26 +41,24 @@ class Quantization(Pass):
         if step % self.settings.search_every == 0:
             self._search(model)
 
-    def after_step(self, model: ViT) -> None:
-        apply_masks(model)
-
     def finish(self, model: ViT) -> None:
         self._search(model)
 
     @torch.no_grad()
     def _search(self, model: ViT) -> None:
-        for _, module, name in _targets(model):
+        for _, module, name in quantized_parameters(model):
             quantizer = layer_of(module, name, WeightQuantizer)
             if quantizer is not None and not quantizer.learned:
                 # Masked weights are zero in the base, so the base is what the quantiser sees.
                 quantizer.search(base_of(module, name))
 
     def claims(self, model: ViT) -> list[Claim]:
-        weights = self.settings.weight_format
-        return [Claim("format", "quantize", f"every linear and projection weight is {weights}", {"format": weights})]
+        weights, embeddings = self.settings.weight_format, self.settings.embedding_format
+        detail = f"every linear and projection weight is {weights}, every embedding {embeddings}, biases and norms bf16"
+        return [Claim("format", "quantize", detail, {"weight": weights, "embedding": embeddings})]
 
 
-def _targets(model: ViT) -> list[tuple[str, nn.Module, str]]:
+def quantized_parameters(model: ViT) -> list[tuple[str, nn.Module, str]]:
     """(module name, module, parameter name) of all that the file stores at low precision."""
     targets: list[tuple[str, nn.Module, str]] = []
     for name, linear in model.linears().items():

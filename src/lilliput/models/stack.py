@@ -1,8 +1,9 @@
 """A weight is a stack: base -> mask -> quantiser, each one parametrisation of `torch.nn.utils.parametrize`.
 
-Passes add layers to the stack and never rewrite the base, so they compose: zeros survive quantisation because the
-quantiser sees the masked weight and every grid contains zero. The simulated forward uses the integer *levels* and the
-scales apart, in the order of `docs/format.md`, so that it computes what the program will compute.
+Passes add layers to the stack, so they compose: zeros survive quantisation because the quantiser sees the masked weight
+and every grid contains zero. (The one thing that happens to a base: what is masked is zeroed in it too.) The simulated
+forward uses the integer *levels* and the scales apart, in the order of `docs/format.md`, so that it computes what the
+program will compute.
 """
 
 from typing import Any, TypeVar, cast
@@ -11,12 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lilliput.program import mathfn
 from lilliput.program.formats import WEIGHT_FORMATS
 
 M = TypeVar("M", bound=nn.Module)
-
-ACTIVATION_LEVELS = 127.0
-SMALLEST_AMAX = 1e-30  # below this a row counts as zero (docs/format.md, quantize_row)
+LEVELS, TINY = float(mathfn.INT8_MAX), float(mathfn.TINY)
 
 
 class _QuantizeRows(torch.autograd.Function):
@@ -25,9 +25,9 @@ class _QuantizeRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
         amax = x.abs().amax(dim=-1, keepdim=True)  # seven times faster than vector_norm(inf)
-        alive = amax >= SMALLEST_AMAX
-        inverse = torch.where(alive, ACTIVATION_LEVELS / amax, 0.0)
-        scale = torch.where(alive, amax / ACTIVATION_LEVELS, 0.0)
+        alive = amax >= TINY
+        inverse = torch.where(alive, LEVELS / amax, 0.0)
+        scale = torch.where(alive, amax / LEVELS, 0.0)
         ctx.save_for_backward(inverse)
         ctx.mark_non_differentiable(scale)
         return (x * inverse).round_(), scale

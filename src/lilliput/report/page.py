@@ -21,24 +21,24 @@ CONFUSED_PAIRS = 5
 
 
 def render(records: dict[str, Any], run_dir: Path) -> Path:
-    """Write `report.html` into `run_dir` from the run's records, its `model.lil` and its `recipe.json`.
+    """Write `report.html` into `run_dir` from the run's records and its `model.lil`.
 
     The same run folder gives the same bytes. Returns the page's path.
 
     Raises:
-        UserError: records, recipe or file are missing or malformed, or the run was never evaluated.
+        UserError: records or file are missing or malformed, or the run was never evaluated.
     """
-    from lilliput.report.records import parse_records, read_json
+    from lilliput.report.records import parse_records
 
     run_dir = Path(run_dir)
-    page = build_page(parse_records(records), inspect_file(run_dir / "model.lil"), read_json(run_dir / "recipe.json"))
+    page = build_page(parse_records(records), inspect_file(run_dir / "model.lil"))
     path = run_dir / "report.html"
     write_atomic(path, page.encode("utf-8"))
     return path
 
 
-def build_page(records: "Records", contents: dict[str, Any], recipe: dict[str, Any]) -> str:
-    """The page's HTML, from a run's records, its inspected file and its recipe."""
+def build_page(records: "Records", contents: dict[str, Any]) -> str:
+    """The page's HTML, from a run's records and its inspected file."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     from lilliput.report import plots
@@ -67,7 +67,7 @@ def build_page(records: "Records", contents: dict[str, Any], recipe: dict[str, A
         evaluation=evaluation,
         contents=contents,
         figures=figures,
-        settings=_settings(recipe),
+        settings=_settings(records.recipe),
         bars=_bars(contents),
         ledger=_ledger(records),
         confusion=_confusion(evaluation, records.data.classes),

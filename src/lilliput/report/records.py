@@ -80,7 +80,6 @@ class EvaluateStage(Record):
     examples: int
     accuracy: float
     confusion: list[list[int]]
-    agreement: float | None = None
     differing_predictions: int | None = None
     max_logit_difference: float | None = None
     engine: Engine
@@ -88,12 +87,7 @@ class EvaluateStage(Record):
     ledger: list[Claim] = []
 
 
-class ReportStage(Record):
-    stage: Literal["report"]
-    ledger: list[Claim] = []
-
-
-Stage = Annotated[TrainingStage | ExportStage | EvaluateStage | ReportStage, Field(discriminator="stage")]
+Stage = Annotated[TrainingStage | ExportStage | EvaluateStage, Field(discriminator="stage")]
 
 
 class Machine(Record):
@@ -128,6 +122,7 @@ class Records(Record):
     machine: Machine
     data: Data
     model: Model
+    recipe: dict[str, Any] = {}
     stages: list[Stage]
 
     @property

@@ -5,6 +5,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from lilliput.report.inspect import CATEGORIES
@@ -26,7 +27,7 @@ def _summary(contents: dict[str, Any]) -> str:
     ratio = contents["fp32_bytes"] / contents["file_bytes"]
     formats = ", ".join(f"{name} {count(number)}" for name, number in contents["formats"].items()) or "none"
     lines = (
-        f"[bold]{contents['file']}[/bold]: {count(contents['file_bytes'])} bytes, {ratio:.2f} times under the "
+        f"[bold]{escape(contents['file'])}[/bold]: {count(contents['file_bytes'])} bytes, {ratio:.2f} times under the "
         f"{count(contents['fp32_bytes'])} bytes of its {count(contents['parameters'])} parameters in fp32",
         f"weights: {count(contents['weights'])}, of which {count(contents['nonzero_weights'])} are not zero "
         f"(sparsity {percent(contents['sparsity'])}, counted on the decoded codes); formats: {formats}",
@@ -60,7 +61,7 @@ def _layers(contents: dict[str, Any]) -> Table:
     for layer in contents["layers"]:
         zero = percent(1 - layer["nonzero_weights"] / layer["weights"], 1) if layer["weights"] else "-"
         weights = count(layer["weights"]) if layer["weights"] else "-"
-        table.add_row(layer["layer"], weights, zero, *(count(layer[name]) for name in numbers[2:]))
+        table.add_row(escape(layer["layer"]), weights, zero, *(count(layer[name]) for name in numbers[2:]))
     return table
 
 
@@ -70,7 +71,7 @@ def _ops(contents: dict[str, Any]) -> Table:
     for index, op in enumerate(contents["ops"]):
         shape = " x ".join(str(side) for side in op["shape"])
         macs = count(op["macs"]) if op["macs"] else "-"
-        table.add_row(str(index), op["kind"], shape, macs, op["tensors"][0] if op["tensors"] else "")
+        table.add_row(str(index), op["kind"], shape, macs, escape(op["tensors"][0]) if op["tensors"] else "")
     return table
 
 
@@ -86,7 +87,7 @@ def _plan(contents: dict[str, Any]) -> Table:
         place = count(buffer["offset"]) if buffer["place"] == "arena" else buffer["place"]
         bar = _life(buffer["first_op"], buffer["last_op"], len(contents["ops"]))
         shape = f"{buffer['rows']} x {buffer['cols']}"
-        table.add_row(buffer["name"], buffer["dtype"], shape, place, count(buffer["bytes"]), bar)
+        table.add_row(escape(buffer["name"]), buffer["dtype"], shape, place, count(buffer["bytes"]), bar)
     return table
 
 

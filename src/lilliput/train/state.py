@@ -103,11 +103,16 @@ def load_state(state: TrainingState, path: Path) -> None:
         kind, _, rest = name.partition(".")
         groups[kind][rest] = tensor
     load_tensors(state.model, groups["model"], str(path))
-    state.average = groups["average"]
     for parameter, name in state.parameter_names().items():
+        if name in groups["average"]:
+            state.average[name] = groups["average"][name].to(parameter.device)
         keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in groups["optimizer"]]
         if keys:
-            state.optimizer.state[parameter] = {key: groups["optimizer"][f"{key}.{name}"] for key in keys}
+            values = {key: groups["optimizer"][f"{key}.{name}"] for key in keys}
+            # AdamW keeps its step count on the processor wherever the parameter is.
+            state.optimizer.state[parameter] = {
+                key: value if key == "step" else value.to(parameter.device) for key, value in values.items()
+            }
     state.step, state.seconds = counters["step"], counters["seconds"]
     state.loss_sum, state.loss_count = counters["loss_sum"], counters["loss_count"]
     state.history = counters["history"]
