@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors import safe_open
 
 import lilliput
 from lilliput import artifact, cli, data
@@ -447,7 +448,7 @@ def test_the_process_exits_as_main_returns() -> None:
 
 def test_ctrl_c_in_a_real_run_and_the_same_command_resumes(recipe: Path, tmp_path: Path) -> None:
     """SIGINT while stage `train` is at work: one line, 130, and a checkpoint that the next run starts from."""
-    arguments = ("run", recipe, "--out", tmp_path / "runs", "--set", 'stages=["train"]', "--set", "train.epochs=100000")
+    arguments = ("run", recipe, "--out", tmp_path / "runs", "--set", 'stages=["train"]', "--set", "train.epochs=40")
     command = [sys.executable, "-m", "lilliput", *map(str, arguments), "--set", "train.checkpoint_seconds=0.0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         patience = time.monotonic() + 120
@@ -461,4 +462,11 @@ def test_ctrl_c_in_a_real_run_and_the_same_command_resumes(recipe: Path, tmp_pat
     assert "Traceback" not in err
     assert err.splitlines()[-1] == "lil: interrupted; run the same command to resume"
     assert out == ""
-    assert any((tmp_path / "runs").rglob("checkpoint*"))
+    (checkpoint,) = (tmp_path / "runs").rglob("checkpoint*")
+    with safe_open(checkpoint, framework="np") as file:
+        done = json.loads(file.metadata()["counters"])
+    subprocess.run(command, check=True, capture_output=True)
+    (saved,) = (tmp_path / "runs").rglob("record.json")
+    history = json.loads(saved.read_text())["record"]["history"]
+    assert [record["epoch"] for record in history] == list(range(1, 41))
+    assert history[: len(done["history"])] == done["history"]  # times included: these epochs were not trained again

@@ -204,6 +204,9 @@ def show_data(
     path: DataPath = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the archive first (cifar10).")] = False,
     sheet: Annotated[Path | None, typer.Option("--sheet", metavar="OUT.PNG", help="Write a contact sheet.")] = None,
+    size: Annotated[
+        tuple[int, int] | None, typer.Option("--size", metavar="HEIGHT WIDTH", help="Resize images to this (folder).")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Load a data set and say what is in it."""
@@ -211,7 +214,7 @@ def show_data(
 
     if download:
         path = str(_download(name, path))
-    dataset = data.load(_data_settings({"name": name, "path": path}, name))
+    dataset = data.load(_data_settings({"name": name, "path": path, "image_size": size}, name))
     if sheet is not None:
         data.write_contact_sheet(dataset, sheet)
     summary = data.summary(dataset)

@@ -90,7 +90,7 @@ def _common_size(root: Path, files: list[Path]) -> tuple[int, int]:
         examples = [f"{h}x{w} ({file.name})" for (h, w), file in list(first_of_size.items())[:LISTED_SIZES]]
         raise DataError(
             f"data 'folder': images in {root} have {len(first_of_size)} sizes, for example {', '.join(examples)}; "
-            "set data.image_size = [height, width] to resize them"
+            "set data.image_size = [height, width] to resize them (lil data: --size HEIGHT WIDTH)"
         )
     return next(iter(first_of_size))
 

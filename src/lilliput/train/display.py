@@ -1,4 +1,4 @@
-"""Progress of training in the terminal: a bar with loss, metric and time left, and a line an epoch's end."""
+"""Progress of training in the terminal: a bar with epoch, loss, the validation's metric and the time left."""
 
 from typing import Any
 
