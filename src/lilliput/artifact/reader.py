@@ -1,6 +1,5 @@
 """Reading: the whole file is verified, size, checksum, every field and every gap, before any of it is given back."""
 
-import json
 import zlib
 from typing import Any
 
@@ -25,7 +24,13 @@ from lilliput.program.formats import FORMAT_IDS, LAYOUT_IDS, round_up, stored_by
 from lilliput.program.ops import OPS
 from lilliput.program.plan import ALIGNMENT
 from lilliput.program.program import DTYPE_IDS, Buffer, Op, Program, Tensor
-from lilliput.program.validation import MAX_RECORDS, check_side_buffers, check_sides, check_tensor_record
+from lilliput.program.validation import (
+    MAX_RECORDS,
+    check_side_buffers,
+    check_sides,
+    check_tensor_record,
+    parse_metadata,
+)
 
 _DTYPE_NAMES = {number: name for name, number in DTYPE_IDS.items()}
 _FORMAT_NAMES = {number: name for name, number in FORMAT_IDS.items()}
@@ -228,18 +233,7 @@ def _op(index: int, record: Any) -> Op:
 def _metadata(data: bytes, sections: dict[str, Section]) -> dict[str, Any]:
     section = sections["metadata"]
     _require(section.records == 1, f"section metadata: count is {section.records}; must be 1")
-    try:
-        text = data[section.offset : section.offset + section.size].decode("utf-8")
-        tree = json.loads(text, parse_constant=_refuse_constant)
-        json.dumps(tree, ensure_ascii=False).encode("utf-8")  # an unpaired surrogate cannot be shown or written again
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"section metadata: not JSON in UTF-8 ({str(error)[:120]})") from None
-    _require(isinstance(tree, dict), "section metadata: must be one JSON object")
-    return dict(tree)
-
-
-def _refuse_constant(word: str) -> None:
-    raise ValueError(f"{word} is no JSON number")
+    return parse_metadata(data[section.offset : section.offset + section.size])
 
 
 def _golden(

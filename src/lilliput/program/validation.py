@@ -1,5 +1,6 @@
 """Every MUST of docs/format.md that concerns a program (section 1 and its metadata). Nothing here executes it."""
 
+import json
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -198,6 +199,26 @@ def _insert_disjoint(taken: list[tuple[int, int, int]], entry: tuple[int, int, i
             f"buffer {buffer}: arena bytes {start} to {end} overlap those of buffer {other}, which is alive with it",
         )
     insort(taken, entry)
+
+
+def parse_metadata(raw: bytes) -> dict[str, Any]:
+    """The object that a file's metadata section holds.
+
+    Raises:
+        ArtifactError: it is not one JSON object in UTF-8.
+    """
+    try:
+        tree = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        json.dumps(tree, ensure_ascii=False).encode("utf-8")  # an unpaired surrogate cannot be shown or written again
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"section metadata: not JSON in UTF-8 ({str(error)[:120]})") from None
+    if not isinstance(tree, dict):
+        raise ArtifactError("section metadata: must be one JSON object")
+    return tree
+
+
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is no JSON number")
 
 
 def check_metadata(metadata: Any, source: "Buffer", result: "Buffer") -> None:

@@ -1,7 +1,6 @@
 """`Session`: a `model.lil`, mapped, verified by the C runtime, and run from numpy arrays."""
 
 import builtins
-import json
 import mmap
 import os
 import threading
@@ -16,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from lilliput.errors import ArtifactError, FailureError, InputError
 from lilliput.program.mathfn import softmax
 from lilliput.program.program import Buffer
-from lilliput.program.validation import check_metadata
+from lilliput.program.validation import check_metadata, parse_metadata
 from lilliput.runtime._lil import ALIGNMENT, Model
 
 CHUNK = 16  # images a call into C, so that Ctrl-C is heard soon
@@ -196,22 +195,12 @@ def _map(name: str) -> mmap.mmap:
 
 def _metadata(model: Model) -> dict[str, Any]:
     """The checked metadata of a model."""
-    try:
-        metadata = json.loads(model.metadata.decode("utf-8"), parse_constant=_refuse_constant)
-        json.dumps(metadata, ensure_ascii=False).encode("utf-8")  # an unpaired surrogate cannot be shown
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"section metadata: not JSON in UTF-8 ({str(error)[:120]})") from None
-    if not isinstance(metadata, dict):
-        raise ArtifactError("section metadata: must be one JSON object")
+    metadata = parse_metadata(model.metadata)
     for name in ("tensors", "buffers"):
         metadata.pop(name, None)
     source = Buffer("input", "u8", model.input_rows, model.input_cols, offset=0)
     check_metadata(metadata, source, Buffer("output", "f32", 1, model.output_cols, offset=0))
     return metadata
-
-
-def _refuse_constant(word: str) -> None:
-    raise ValueError(f"{word} is no JSON number")
 
 
 def _aligned(name: str, size: int) -> NDArray[np.uint8]:
