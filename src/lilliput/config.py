@@ -170,8 +170,9 @@ class QuantizeSettings(LoopSettings):
     lr: float = Field(default=3e-4, gt=0.0)
     weight_format: Literal["int8", "int4", "pot4"] = "pot4"
     embedding_format: Literal["int8", "int4", "pot4"] = "int8"
-    scales: Literal["searched", "learned"] = "searched"
-    search_every: int = Field(default=200, ge=1, description="steps between searches of the scales (searched)")
+    scales: Literal["searched", "learned"] = Field(
+        default="searched", description="searched once, before training; or learned (LSQ), starting from there"
+    )
 
 
 class ExportSettings(Settings):

@@ -9,7 +9,7 @@ from torch import nn
 
 from lilliput.compress.base import Claim, Pass
 from lilliput.config import QuantizeSettings
-from lilliput.models.stack import StoredAsBf16, WeightQuantizer, base_of, layer_of, push
+from lilliput.models.stack import StoredAsBf16, WeightQuantizer, push
 from lilliput.models.vit import ViT
 
 EMBEDDINGS = ("class_token", "positions")
@@ -36,21 +36,6 @@ class Quantization(Pass):
             quantizer = WeightQuantizer(weight_format, value.shape[0], learned)
             quantizer.search(value.detach())
             push(module, name, quantizer)
-
-    def before_step(self, model: ViT, step: int, total_steps: int) -> None:
-        if step % self.settings.search_every == 0:
-            self._search(model)
-
-    def finish(self, model: ViT) -> None:
-        self._search(model)
-
-    @torch.no_grad()
-    def _search(self, model: ViT) -> None:
-        for _, module, name in quantized_parameters(model):
-            quantizer = layer_of(module, name, WeightQuantizer)
-            if quantizer is not None and not quantizer.learned:
-                # Masked weights are zero in the base, so the base is what the quantiser sees.
-                quantizer.search(base_of(module, name))
 
     def claims(self, model: ViT) -> list[Claim]:
         weights, embeddings = self.settings.weight_format, self.settings.embedding_format

@@ -173,7 +173,7 @@ def _batch(
     chosen = np.sort(chosen)
     images = torch.from_numpy(task.data.train.images[chosen])
     labels = torch.from_numpy(task.data.train.labels[chosen])
-    seed = derive_seed(task.seed, 1, epoch, index)
+    seed = derive_seed(task.seed, 1, epoch, index, 0)  # the last is for the process, once several train
     torch.manual_seed(seed)  # dropout
     generator = torch.Generator().manual_seed(seed)
     pixels, targets = augment(images, labels, task.augment, len(task.data.classes), generator)
