@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 import lilliput
 from lilliput import artifact, measure, pipeline
@@ -256,6 +257,18 @@ def test_what_cannot_be_built_is_refused_before_training(
     monkeypatch.setattr(pipeline, "fit", None)
     with pytest.raises(UserError, match=message):
         pipeline.run(recipe(**change), tmp_path, quiet=True)
+
+
+def test_nan_in_saved_weights_is_named_and_never_exported(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "small"
+    shutil.copytree(finished, folder)
+    (folder / "05-export" / "record.json").unlink()
+    tensors = load_file(folder / "04-quantize" / "model.safetensors")
+    tensors["norm.parametrizations.weight.original"][3] = float("nan")
+    save_file(tensors, folder / "04-quantize" / "model.safetensors")
+    with pytest.raises(UserError, match=r"tensor norm\.parametrizations\.weight\.original has NaN or infinite values"):
+        pipeline.run(recipe(), tmp_path, quiet=True)
+    assert (folder / "model.lil").read_bytes() == (finished / "model.lil").read_bytes()
 
 
 def test_renamed_classes_are_other_data(finished: Path) -> None:
