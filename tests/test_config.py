@@ -26,6 +26,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "not finite": ({"train": {"lr": float("nan")}}, r"train\.lr: .*finite number, got nan"),
     "stage without its need": ({"stages": ["train", "export"]}, r"'export' needs 'quantize' before it; got \['train'"),
     "impossible order": ({"stages": ["train", "quantize", "prune"]}, r"'prune' cannot follow 'quantize'"),
+    "no stage": ({"stages": []}, r"stages: .*at least 1 item"),
+    "no pixels": ({"data": {"image_size": [0, 8]}}, r"data\.image_size\.0: .*greater than or equal to 1, got 0"),
     "unknown stage": ({"stages": ["train", "nope"]}, r"stages\.1: Input should be 'train', 'prune', .* got 'nope'"),
     "heads": ({"model": {"num_heads": 3}}, r"num_heads=3 does not divide embed_dim=128; allowed: \[1, 2, 4, 8"),
     "unknown format": ({"quantize": {"weight_format": "int3"}}, r"'int8', 'int4' or 'pot4', got 'int3'"),
@@ -77,6 +79,9 @@ def test_a_missing_recipe_and_one_that_is_not_toml(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("[train\n")
     with pytest.raises(RecipeError, match=r"bad\.toml: not valid TOML"):
         load_recipe(tmp_path / "bad.toml")
+    (tmp_path / "deep.toml").write_text("a = " + "[" * 5000)
+    with pytest.raises(RecipeError, match=r"deep\.toml: not valid TOML"):
+        load_recipe(tmp_path / "deep.toml")
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(RecipeError, match=r"binary\.toml: not valid TOML"):
         load_recipe(tmp_path / "binary.toml")

@@ -316,3 +316,25 @@ def test_a_full_disk_while_exporting_keeps_what_was_done(
     assert not (folder / "model.lil").exists() and not list(folder.rglob("*.part"))
     pipeline.run(recipe(), tmp_path, quiet=True)
     assert (folder / "model.lil").read_bytes() == (finished / "model.lil").read_bytes()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(finished: Path) -> None:
+    with (
+        pipeline._alone_in(finished),
+        pytest.raises(UserError, match=r"another lil run works in .*small; wait for it, or give another --out"),
+    ):
+        pipeline.run(recipe(), finished.parent, quiet=True)
+    pipeline.run(recipe(), finished.parent, quiet=True)  # it is free again
+
+
+def test_an_impossible_folder_is_refused_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline, "fit", None)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"--out: cannot write in .*file/small \(Not a directory\)"):
+        pipeline.run(recipe(), tmp_path / "file", quiet=True)
+
+
+def test_images_that_moved_are_the_same_data() -> None:
+    settings = DataSettings(name="fashion-mnist", path="photos")
+    assert pipeline._hash(settings) == pipeline._hash(settings.model_copy(update={"path": "elsewhere"}))
+    assert pipeline._hash(settings) != pipeline._hash(settings.model_copy(update={"split_seed": 1}))

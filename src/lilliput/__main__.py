@@ -1,8 +1,17 @@
-"""`python -m lilliput` is `lil`."""
+"""The command `lil`, and `python -m lilliput`: catches Ctrl-C while the command line itself is still being imported."""
 
 import sys
 
-from lilliput.cli import main
+
+def main() -> int:
+    try:
+        from lilliput.cli import main as run
+
+        return run()
+    except KeyboardInterrupt:
+        print("lil: interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -235,7 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = Options()
     try:
         code = app(args=arguments, prog_name="lil", standalone_mode=False, obj=chosen)
-        sys.stdout.flush()  # a full disk or a closed pipe shows here at the latest
+        if sys.stdout is not None:  # closed by the caller
+            sys.stdout.flush()  # a full disk or a closed pipe shows here at the latest
     except Exception as error:
         if chosen.debug:
             traceback.print_exc()
@@ -263,7 +264,7 @@ def _explain(error: Exception) -> tuple[int, str]:
         return 1, ""
     if isinstance(error, OSError):
         return 1, f"{error.filename or 'output'}: {error.strerror or error}"
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # torch raises a RuntimeError
         return 1, "out of memory"
     return 1, f"a defect of Lilliput, {type(error).__name__}: {error} (lil --debug ... shows where)"
 

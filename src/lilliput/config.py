@@ -7,7 +7,7 @@ error in a recipe is an error message and never a silently ignored setting.
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self, cast, get_args
+from typing import Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,7 +18,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
-Fraction = Field(ge=0.0, lt=1.0)
+Side = Annotated[int, Field(ge=1, le=65536)]
 
 
 class DataSettings(Settings):
@@ -32,7 +32,9 @@ class DataSettings(Settings):
         default=0.2, gt=0.0, lt=1.0, description="where the data set has no test part of its own"
     )
     split_seed: int = Field(default=0, ge=0)
-    image_size: tuple[int, int] | None = Field(default=None, description="(height, width); `folder`: size to resize to")
+    image_size: tuple[Side, Side] | None = Field(
+        default=None, description="(height, width); `folder`: size to resize to"
+    )
     mode: Literal["L", "RGB"] | None = Field(default=None, description="`folder`: grey or colour; None: RGB")
     limit: int | None = Field(
         default=None, ge=1, description="use only the first images of each part (for quick looks)"
@@ -42,7 +44,7 @@ class DataSettings(Settings):
 class AugmentSettings(Settings):
     """Random changes of training images. All off by default."""
 
-    crop_padding: int = Field(default=0, ge=0, description="pixels of zero padding before a random crop")
+    crop_padding: int = Field(default=0, ge=0, le=1024, description="pixels of zero padding before a random crop")
     flip: bool = Field(default=False, description="mirror left-right with probability 1/2")
     randaugment_ops: int = Field(default=0, ge=0, le=4, description="RandAugment: operations an image")
     randaugment_magnitude: float = Field(default=9.0, ge=0.0, le=30.0)
@@ -78,10 +80,10 @@ class ModelSettings(Settings):
 
     preset: Literal["vit-413k"] | None = None
     patch_size: int = Field(default=4, ge=1, description="1 with a stem: each pixel of the feature map is a token")
-    embed_dim: int = Field(default=128, ge=1)
-    depth: int = Field(default=3, ge=1)
+    embed_dim: int = Field(default=128, ge=1, le=65536)
+    depth: int = Field(default=3, ge=1, le=1000)
     num_heads: int = Field(default=4, ge=1)
-    mlp_dim: int = Field(default=256, ge=1)
+    mlp_dim: int = Field(default=256, ge=1, le=65536)
     layers: tuple[LayerSettings, ...] | None = Field(
         default=None, description="per-layer sizes; replaces the three above"
     )
@@ -222,7 +224,15 @@ class Recipe(Settings):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=0, ge=0)
-    stages: tuple[StageName, ...] = ("train", "prune", "finetune", "quantize", "export", "evaluate", "report")
+    stages: Annotated[tuple[StageName, ...], Field(min_length=1)] = (
+        "train",
+        "prune",
+        "finetune",
+        "quantize",
+        "export",
+        "evaluate",
+        "report",
+    )
     data: DataSettings = DataSettings()
     augment: AugmentSettings = AugmentSettings()
     model: ModelSettings = ModelSettings()
@@ -261,7 +271,7 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         raise RecipeError(
             f"recipe {path}: cannot be read ({error.strerror}); give the path of a .toml recipe"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # among them TOMLDecodeError, UnicodeDecodeError, numbers too long
         raise RecipeError(f"recipe {path}: not valid TOML ({error})") from None
     tree.setdefault("name", path.stem)
     for override in overrides or []:

@@ -4,11 +4,14 @@ A stage's key is a hash of its settings, the seed, the data and the key of the s
 the same key is finished and is not done again; a training stage that was interrupted goes on from its checkpoint.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import subprocess
 import time
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,8 +51,8 @@ PRODUCTS: dict[str, tuple[str, ...]] = {
     "evaluate": (),
     "report": ("records.json", "report.html"),
 }
-# Settings that change no result, so a stage is not done again for them.
-NO_RESULT = {"checkpoint_seconds"}
+# Settings that change no result, so a stage is not done again for them (what lies at `path` is in the fingerprint).
+NO_RESULT = {"checkpoint_seconds", "path"}
 
 
 @dataclass
@@ -93,24 +96,53 @@ def run(recipe: Recipe, out: Path, console: Console | None = None, quiet: bool =
         raise UserError("lil run: several processes are not supported yet; start it without a launcher")
     dataset = data.load(recipe.data)
     state = Run(recipe, out / recipe.name, dataset, console, quiet, origin=_origin())
-    _refuse_early(state)
-    if not quiet:
-        _announce(state)
-    key = _hash(PIPELINE_VERSION, lilliput.__version__, recipe.seed, recipe.data, recipe.model, _fingerprint(dataset))
+    with _alone_in(state.folder):
+        _refuse_early(state)
+        if not quiet:
+            _announce(state)
+        _run_stages(state)
+    return state.folder
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Make the run's folder, see that it can be written, and keep other runs out of it until the end (or the kill)."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"--out: cannot write in {folder} ({error.strerror}); give a folder that can be written"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another lil run works in {folder}; wait for it, or give another --out") from None
+        yield
+
+
+def _run_stages(state: Run) -> None:
+    recipe = state.recipe
+    key = _hash(
+        PIPELINE_VERSION, lilliput.__version__, recipe.seed, recipe.data, recipe.model, _fingerprint(state.data)
+    )
     for index, stage in enumerate(recipe.stages):
         settings = getattr(recipe, stage)
         extra = [recipe.augment] if isinstance(settings, LoopSettings) else []
         key = _hash(key, index, stage, settings, *extra)
         record = _finished(state, index, key)
         if record is None:
+            if (state.stage_folder(index) / "record.json").exists() and not state.quiet:
+                reason = "its settings, the data or an earlier stage changed, or what it made is gone"
+                state.console.print(f"[dim]{stage:<9} is done again: {reason}[/dim]", soft_wrap=True)
             record = _do_stage(state, index, key)
-        elif not quiet:
-            console.print(f"[dim]{stage:<9} finished before with the same settings[/dim]")
+        elif not state.quiet:
+            state.console.print(f"[dim]{stage:<9} finished before with the same settings[/dim]")
         if isinstance(settings, LoopSettings):
             state.model_folder = state.stage_folder(index)
         state.records.append(record)
         state.claims += [Claim(**claim) for claim in record["claims"]]
-    return state.folder
 
 
 def _refuse_early(state: Run) -> None:
@@ -139,7 +171,7 @@ def _do_stage(state: Run, index: int, key: str) -> dict[str, Any]:
     for checkpoint in folder.glob("checkpoint-*.safetensors"):
         checkpoint.unlink()
     if not state.quiet:
-        state.console.print(_summary_line(record))
+        state.console.print(_summary_line(record), soft_wrap=True)
     return record
 
 
@@ -298,7 +330,7 @@ def _finished(state: Run, index: int, key: str) -> dict[str, Any] | None:
         record: dict[str, Any] = saved["record"]
         if saved["key"] != key:
             return None
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     if stage in PRODUCTS:
         products = [state.folder / name for name in PRODUCTS[stage]]
@@ -350,7 +382,8 @@ def _announce(state: Run) -> None:
     parameters = state.model().num_parameters()
     state.console.print(
         f"[bold]{state.recipe.name}[/bold]: {state.data.name} {height}x{width}x{channels} ({parts}), "
-        f"{parameters:,} parameters, {4 * parameters:,} bytes in fp32; results in {escape(str(state.folder))}"
+        f"{parameters:,} parameters, {4 * parameters:,} bytes in fp32; results in {escape(str(state.folder))}",
+        soft_wrap=True,
     )
 
 

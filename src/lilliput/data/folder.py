@@ -87,7 +87,9 @@ def _common_size(root: Path, files: list[Path]) -> tuple[int, int]:
     for file in files:
         first_of_size.setdefault(_size(file), file)
     if len(first_of_size) > 1:
-        examples = [f"{h}x{w} ({file.name})" for (h, w), file in list(first_of_size.items())[:LISTED_SIZES]]
+        examples = [
+            f"{h}x{w} ({file.parent.name}/{file.name})" for (h, w), file in list(first_of_size.items())[:LISTED_SIZES]
+        ]
         raise DataError(
             f"data 'folder': images in {root} have {len(first_of_size)} sizes, for example {', '.join(examples)}; "
             "set data.image_size = [height, width] to resize them (lil data: --size HEIGHT WIDTH)"

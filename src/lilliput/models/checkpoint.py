@@ -48,7 +48,10 @@ def load_model(folder: Path) -> ViT:
         restore_stacks(model, description["stacks"])
         tensors = tensors_from_bytes((folder / "model.safetensors").read_bytes())
     except (OSError, KeyError, TypeError, json.JSONDecodeError, ValidationError, SafetensorError) as error:
-        raise CheckpointError(f"model in {folder}: missing or damaged ({' '.join(str(error).split())[:200]})") from None
+        why = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"model in {folder}: missing or damaged ({why}); delete that folder to do its stage again"
+        ) from None
     load_tensors(model, tensors, str(folder))
     return model
 

@@ -76,6 +76,7 @@ def save_state(state: TrainingState, path: Path) -> None:
         tensors |= {f"optimizer.{key}.{names[parameter]}": value.clone() for key, value in values.items()}
     counters = {
         "step": state.step,
+        "threads": torch.get_num_threads(),
         "seconds": state.seconds,
         "loss_sum": state.loss_sum,
         "loss_count": state.loss_count,
@@ -113,6 +114,8 @@ def load_state(state: TrainingState, path: Path) -> None:
             state.optimizer.state[parameter] = {
                 key: value if key == "step" else value.to(parameter.device) for key, value in values.items()
             }
+    # Sums in torch depend on the number of threads: with the same number the same bits.
+    torch.set_num_threads(counters["threads"])
     state.step, state.seconds = counters["step"], counters["seconds"]
     state.loss_sum, state.loss_count = counters["loss_sum"], counters["loss_count"]
     state.history = counters["history"]
