@@ -336,7 +336,6 @@ def test_predict_names_the_image_at_fault(lil: Any, model: Path, image: Path, tm
 @pytest.mark.parametrize("content", ["{", "[]", '{"name": "x"}'])
 def test_report_refuses_damaged_records(lil: Any, model: Path, tmp_path: Path, content: str) -> None:
     shutil.copy(model, tmp_path / "model.lil")
-    (tmp_path / "recipe.json").write_text("{}")
     (tmp_path / "records.json").write_text(content)
     assert "records" in one_line(lil("report", tmp_path), 2)
 

@@ -9,7 +9,7 @@ def main() -> int:
 
         return run()
     except KeyboardInterrupt:
-        print("lil: interrupted", file=sys.stderr)  # noqa: T201
+        print("lil: interrupted", file=sys.stderr)  # noqa: T201 (a message to the user)
         return 130
 
 

@@ -159,7 +159,7 @@ def _do_stage(state: Run, index: int, key: str) -> dict[str, Any]:
     for part in [*folder.glob(".*.part"), *state.folder.glob(".*.part")]:
         part.unlink()  # what a kill in the middle of a write left
     started = time.monotonic()
-    record: dict[str, Any] = {"stage": stage, "seconds": 0.0, "claims": [], "ended": state.origin}
+    record: dict[str, Any] = {"stage": stage, "seconds": 0.0, "claims": [], "made_with": state.origin}
     if isinstance(getattr(state.recipe, stage), LoopSettings):
         record |= _train_stage(state, index, folder / f"checkpoint-{key[:16]}.safetensors")
         record["seconds"] = record["history"][-1]["seconds"]
@@ -295,7 +295,7 @@ def _report(state: Run) -> dict[str, Any]:
         "title": state.recipe.report.title,
         "lilliput": lilliput.__version__,
         # Of the measurement, wherever the page is made.
-        **next(record["ended"] for record in state.records if record["stage"] == "evaluate"),
+        **next(record["made_with"] for record in state.records if record["stage"] == "evaluate"),
         "data": {"name": state.data.name, "classes": list(state.data.classes), "image": list(state.data.image_shape)}
         | parts,
         "model": {

@@ -90,7 +90,7 @@ def fit(model: nn.Module, settings: LoopSettings, task: Task, display: Display |
         FailureError: the loss is not finite, or the disk is full.
         KeyboardInterrupt: after the checkpoint was written.
     """
-    accelerator = Accelerator(mixed_precision="no")  # bfloat16 was measured slower on processors, and is not exact
+    accelerator = Accelerator(mixed_precision="no")  # bfloat16 products of levels are not exact
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.999))
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     steps_per_epoch = max(1, len(task.data.train.labels) // settings.batch_size)
