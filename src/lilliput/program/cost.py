@@ -1,25 +1,12 @@
-"""What a program costs: multiply-accumulates and bytes of each op, and its parameters, counted on decoded levels."""
+"""What a program costs: multiply-accumulates of each op, and its parameters, counted on decoded levels."""
 
 from typing import NamedTuple
 
 import numpy as np
 
-from lilliput.program.ops import OPS
 from lilliput.program.program import Op, Program
 
 PARAMETER_ROLES = ("weight", "bias", "norm", "embedding")
-
-
-class OpCost(NamedTuple):
-    """One op for one example.
-
-    `macs` counts the integer products only (linear layers and attention); `constant_bytes` its tensors as stored (a
-    tensor shared by two ops counts in both); `activation_bytes` what it reads and writes, scratch left out.
-    """
-
-    macs: int
-    constant_bytes: int
-    activation_bytes: int
 
 
 class ParameterCounts(NamedTuple):
@@ -40,25 +27,14 @@ class ParameterCounts(NamedTuple):
         return 4 * self.parameters
 
 
-def op_cost(program: Program, op: Op) -> OpCost:
-    """Cost of one op of `program`."""
-    slots = zip(op.outputs, OPS[op.kind].outputs, strict=True)
-    touched = [*op.inputs, *(buffer for buffer, slot in slots if not slot.scratch)]
-    return OpCost(
-        macs=_macs(program, op),
-        constant_bytes=sum(program.tensors[index].stored_bytes for index in op.tensors),
-        activation_bytes=sum(program.buffers[index].num_bytes for index in touched),
-    )
-
-
-def op_costs(program: Program) -> list[OpCost]:
-    """Cost of each op, in order."""
-    return [op_cost(program, op) for op in program.ops]
+def op_macs(program: Program) -> list[int]:
+    """Multiply-accumulates of each op, in order, for one example: the integer products (linear layers, attention)."""
+    return [_macs(program, op) for op in program.ops]
 
 
 def macs(program: Program) -> int:
     """Multiply-accumulates of one example."""
-    return sum(_macs(program, op) for op in program.ops)
+    return sum(op_macs(program))
 
 
 def parameter_counts(program: Program) -> ParameterCounts:

@@ -130,7 +130,7 @@ def _layers(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _ops(program: Program) -> Iterator[dict[str, Any]]:
-    for op, spent in zip(program.ops, cost.op_costs(program), strict=True):
+    for op, spent in zip(program.ops, cost.op_macs(program), strict=True):
         output = program.buffers[op.outputs[0]]
         yield {
             "kind": op.kind,
@@ -139,7 +139,7 @@ def _ops(program: Program) -> Iterator[dict[str, Any]]:
             "tensors": [program.tensors[index].name for index in op.tensors],
             "attributes": dict(op.attributes),
             "shape": [output.rows, output.cols],
-            "macs": spent.macs,
+            "macs": spent,
         }
 
 
