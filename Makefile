@@ -15,6 +15,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint requirements.lock
 RUNS ?= runs
 RECIPE ?= recipes/digits.toml
+RESULTS ?= benchmarks/results
 
 # Two test processes, of one thread each (tests/conftest.py): the tests are many and small, so processes use two cores
 # better than threads do. `make test JOBS=8` on a larger machine.
@@ -22,10 +23,10 @@ JOBS ?= 2
 TESTS ?=
 PYTEST = $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal $(TESTS)
 
-C_SOURCES := $(wildcard src/lilliput/runtime/*.cpp src/lilliput/runtime/c/*.c src/lilliput/runtime/c/*.h)
+C_SOURCES := $(wildcard src/lilliput/runtime/*.cpp src/lilliput/runtime/*.h src/lilliput/runtime/c/*.c src/lilliput/runtime/c/*.h)
 STAMP := $(VENV)/.installed
 
-.PHONY: help build demo test check format lock clean
+.PHONY: help build demo test check format lock bench clean
 
 help:
 	@echo 'make demo    train, prune, quantize, export, run and report on the digits ($(RUNS)/)'
@@ -33,6 +34,7 @@ help:
 	@echo 'make check   format, lint, types, import layers, then all tests: what CI runs'
 	@echo 'make format  rewrite the sources in the project format'
 	@echo 'make build   only set up $(VENV) and build the C runtime'
+	@echo 'make bench   install the peers and measure beside them ($(RESULTS)/); some 20 minutes, on an idle machine'
 	@echo 'make lock    write requirements.lock from what $(VENV) has installed'
 	@echo 'make clean   remove what the build and the tests left (not $(RUNS)/)'
 
@@ -55,6 +57,15 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# What each file says: benchmarks/README.md.
+bench: $(STAMP)
+	$(PIP) --no-build-isolation --editable '.[train,dev,peers]'
+	$(BIN)/python benchmarks/models.py build/vit-413k.lil
+	$(BIN)/lil bench build/vit-413k.lil --peers --profile --out $(RESULTS)/vit-413k.json
+	$(BIN)/lil bench build/vit-413k.lil --peers --batch 32 --threads 2 --out $(RESULTS)/vit-413k-batch32.json
+	case "$$(uname -m)" in x86_64) $(BIN)/lil bench build/vit-413k.lil --peers --isa avx2 --out $(RESULTS)/vit-413k-avx2.json;; esac
+	$(BIN)/python benchmarks/formats.py --out $(RESULTS)/formats.json
 
 lock: $(STAMP)
 	$(BIN)/python tools/lock.py

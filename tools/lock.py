@@ -7,7 +7,7 @@ Reads what the running environment has installed, so: change pyproject.toml, `pi
 import re
 import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -20,17 +20,17 @@ LOCK = ROOT / "requirements.lock"
 # scikit-build-core asks for these by itself where the machine has none new enough, so no requirement names them.
 BUILD_TOOLS = ("cmake", "ninja")
 HEADER = """\
-# Exact versions of everything that the build and the extras `train` and `dev` need. Written by `make lock`.
+# Exact versions of everything that the build and the extras need. Written by `make lock`.
 # A constraints file: pip install -c requirements.lock ".[train,dev]"
 """
 
 
-def declared() -> list[Requirement]:
-    """Every requirement that pyproject.toml states: to build, of the base package and of each extra."""
+def declared(without: Container[str] = ()) -> list[Requirement]:
+    """Every requirement that pyproject.toml states: to build, of the base package and of each extra (not `without`)."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     texts: list[str] = [*project["build-system"]["requires"], *BUILD_TOOLS, *project["project"]["dependencies"]]
-    for extra in project["project"]["optional-dependencies"].values():
-        texts += extra
+    for extra, needed in project["project"]["optional-dependencies"].items():
+        texts += [] if extra in without else needed
     return [Requirement(text) for text in texts]
 
 

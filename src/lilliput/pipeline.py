@@ -259,6 +259,7 @@ def _evaluate(state: Run) -> dict[str, Any]:
     with lilliput.open(state.folder / "model.lil") as session:
         session.verify_golden()
         result = evaluate(session, test.images, test.labels)
+        engine = {"runtime": f"lilliput C {session.isa}", "threads": session.num_threads}
     simulated = predict(state.model(), test).numpy()
     differing = int((simulated.argmax(1) != result.predictions).sum())
     probabilities = torch.softmax(torch.from_numpy(result.logits), dim=1).numpy()
@@ -281,7 +282,7 @@ def _evaluate(state: Run) -> dict[str, Any]:
         "confusion": result.confusion,
         "differing_predictions": differing,
         "max_logit_difference": float(np.abs(simulated - result.logits).max()),
-        "engine": {"runtime": "lilliput C scalar", "threads": 1},
+        "engine": engine,
         "samples": samples,
         "ledger": assert_ledger(state.claims, artifact.read(state.folder / "model.lil"), "evaluate"),
     }

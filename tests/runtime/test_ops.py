@@ -16,6 +16,7 @@ from lilliput.program.builder import ProgramBuilder
 from lilliput.program.formats import WEIGHT_FORMATS, round_bf16
 from lilliput.program.ops import ACTIVATIONS
 from lilliput.program.program import Program
+from lilliput.runtime import isas
 from lilliput.runtime._lil import ALIGNMENT, Model
 
 Rng = np.random.Generator
@@ -24,8 +25,9 @@ Float = NDArray[np.float32]
 FORMATS = tuple(WEIGHT_FORMATS)
 
 
-def run_c(program: Program, images: NDArray[np.uint8]) -> Float:
+def run_c(program: Program, images: NDArray[np.uint8], isa: str) -> Float:
     model = Model(artifact.to_bytes(program))
+    model.use_isa(isa)
     memory = np.full(model.arena_bytes + ALIGNMENT, 0xA5, np.uint8)  # what was in the arena must not matter
     start = -memory.ctypes.data % ALIGNMENT
     outputs = np.full((len(images), model.output_cols), np.nan, np.float32)
@@ -34,12 +36,15 @@ def run_c(program: Program, images: NDArray[np.uint8]) -> Float:
 
 
 def assert_same_bits(program: Program, images: NDArray[np.uint8]) -> Float:
-    """Both give the same 32 bits, except that a NaN may be any NaN (docs/format.md). Returns the outputs."""
-    wanted, outputs = reference.run(program, images), run_c(program, images)
-    wrong = (outputs.view(np.uint32) != wanted.view(np.uint32)) & ~(np.isnan(outputs) & np.isnan(wanted))
-    assert not wrong.any(), (
-        f"{wrong.sum()} of {wrong.size} differ; first {outputs[wrong][0]!r}, not {wanted[wrong][0]!r}"
-    )
+    """The reference and each instruction set give the same 32 bits, except that a NaN may be any NaN (docs/format.md).
+    Returns the outputs."""
+    wanted = reference.run(program, images)
+    for isa in isas():
+        outputs = run_c(program, images, isa)
+        wrong = (outputs.view(np.uint32) != wanted.view(np.uint32)) & ~(np.isnan(outputs) & np.isnan(wanted))
+        assert not wrong.any(), (
+            f"{isa}: {wrong.sum()} of {wrong.size} differ; first {outputs[wrong][0]!r}, not {wanted[wrong][0]!r}"
+        )
     return outputs
 
 

@@ -7,11 +7,38 @@ from numpy.typing import NDArray
 
 ALIGNMENT: int
 
+def isas() -> list[str]:
+    """The instruction sets of this build that this processor has, the best one last."""
+
+class Threads:
+    """Threads that share a run. One run at a time."""
+
+    def __init__(self, num_threads: int) -> None: ...
+
 class Model:
     """A verified file. It keeps the buffer that it was made from, exported and unchanged."""
 
     def __init__(self, file: bytes | bytearray | memoryview | mmap.mmap) -> None: ...
-    def run(self, arena: NDArray[np.uint8], inputs: NDArray[np.uint8], outputs: NDArray[np.float32]) -> None: ...
+    def use_isa(self, name: str) -> None: ...
+    def run(
+        self,
+        arena: NDArray[np.uint8],
+        inputs: NDArray[np.uint8],
+        outputs: NDArray[np.float32],
+        threads: Threads | None = None,
+    ) -> None: ...
+    def profile(
+        self,
+        arena: NDArray[np.uint8],
+        inputs: NDArray[np.uint8],
+        outputs: NDArray[np.float32],
+        times: NDArray[np.int64],
+        threads: Threads | None = None,
+    ) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    @property
+    def num_ops(self) -> int: ...
     @property
     def arena_bytes(self) -> int: ...
     @property

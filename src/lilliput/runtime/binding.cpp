@@ -1,17 +1,28 @@
 // The Python binding of the C runtime: one class, `Model`. lilliput.runtime.session is what users meet.
+#include <algorithm>
+#include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <system_error>
+#include <vector>
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
 
 #include "lil.h"
+#include "threads.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 
 using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Inputs = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Times = nb::ndarray<int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Outputs = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 namespace {
@@ -30,6 +41,60 @@ std::string describe(lil_status status, uint32_t where) {
     }
     return message;
 }
+
+std::vector<std::string> isas() {
+    std::vector<std::string> names;
+    for (int isa = 0; isa < LIL_ISA_COUNT; isa++) {
+        if (lil_isa_available(static_cast<lil_isa>(isa))) {
+            names.emplace_back(lil_isa_name(static_cast<lil_isa>(isa)));
+        }
+    }
+    return names;
+}
+
+void run_on(void *threads, void (*task)(void *, size_t), void *argument) {
+    static_cast<Threads *>(threads)->run(task, argument);
+}
+
+// Examples that the threads of a team take one after another, each with an arena of its own.
+struct Batch {
+    const lil_model *model;
+    uint8_t *arena;
+    const uint8_t *inputs;
+    float *outputs;
+    size_t count;
+    std::atomic<size_t> next{0};
+    std::atomic<int> status{LIL_OK};
+
+    size_t arena_bytes() const { return lil_arena_bytes(model, 1); } // a multiple of the alignment
+
+    void run(size_t thread) {
+        lil_context context{};
+        context.arena_bytes = arena_bytes();
+        context.arena = arena + thread * context.arena_bytes;
+        const size_t input_bytes = lil_input_bytes(model), output_bytes = lil_output_bytes(model);
+        for (size_t i = next++; i < count && status == LIL_OK; i = next++) {
+            const lil_status result = lil_run(model, &context, inputs + i * input_bytes, input_bytes,
+                                              outputs + i * (output_bytes / sizeof(float)), output_bytes);
+            if (result != LIL_OK) {
+                status = result;
+            }
+        }
+    }
+};
+
+// Notes the time at which each op ended.
+struct Stopwatch {
+    std::chrono::steady_clock::time_point last;
+    int64_t *nanoseconds;
+
+    static void after_op(void *self, uint32_t op) {
+        auto *watch = static_cast<Stopwatch *>(self);
+        const auto now = std::chrono::steady_clock::now();
+        watch->nanoseconds[op] = std::chrono::duration_cast<std::chrono::nanoseconds>(now - watch->last).count();
+        watch->last = std::chrono::steady_clock::now();
+    }
+};
 
 // An opened file: holds on to the buffer it lies in.
 class Model {
@@ -54,22 +119,62 @@ class Model {
     Model &operator=(const Model &) = delete;
     ~Model() { PyBuffer_Release(&view_); }
 
-    void run(Bytes arena, Inputs inputs, Outputs outputs) const {
-        if (inputs.shape(0) != outputs.shape(0)) {
-            raise("InputError", "as many outputs as inputs are needed");
+    void use_isa(const std::string &name) {
+        for (int isa = 0; isa < LIL_ISA_COUNT; isa++) {
+            if (name == lil_isa_name(static_cast<lil_isa>(isa)) &&
+                lil_use_isa(&model_, static_cast<lil_isa>(isa)) == LIL_OK) {
+                return;
+            }
         }
+        std::string known;
+        for (const std::string &isa : isas()) {
+            known += (known.empty() ? "" : ", ") + isa;
+        }
+        raise("InputError", "'" + name + "' is no instruction set of this build and processor; allowed: " + known);
+    }
+
+    void run(Bytes arena, Inputs inputs, Outputs outputs, Threads *threads) const {
+        check(inputs, outputs);
+        const size_t count = inputs.shape(0), num_threads = threads == nullptr ? 1 : threads->size();
+        lil_status status = LIL_OK;
+        {
+            nb::gil_scoped_release release;
+            if (num_threads > 1 && count >= num_threads &&
+                arena.size() / num_threads >= lil_arena_bytes(&model_, 1)) {
+                Batch batch{&model_, arena.data(), inputs.data(), outputs.data(), count};
+                threads->run([](void *all, size_t thread) { static_cast<Batch *>(all)->run(thread); }, &batch);
+                status = static_cast<lil_status>(batch.status.load());
+            } else {
+                const lil_team team = {num_threads, run_on, threads};
+                const lil_context context = {arena.data(), arena.size(), num_threads > 1 ? &team : nullptr, nullptr,
+                                             nullptr};
+                for (size_t i = 0; i < count && status == LIL_OK; i++) {
+                    status = run_one(context, inputs, outputs, i);
+                }
+            }
+        }
+        accept(status);
+    }
+
+    void profile(Bytes arena, Inputs inputs, Outputs outputs, Times times, Threads *threads) const {
+        check(inputs, outputs);
+        if (times.shape(0) != inputs.shape(0) || times.shape(1) != model_.num_ops) {
+            raise("InputError", "as many rows of times as inputs are needed, and one time an op");
+        }
+        const lil_team team = {threads == nullptr ? 1 : threads->size(), run_on, threads};
+        Stopwatch watch{};
+        const lil_context context = {arena.data(), arena.size(), threads == nullptr ? nullptr : &team,
+                                     Stopwatch::after_op, &watch};
         lil_status status = LIL_OK;
         {
             nb::gil_scoped_release release;
             for (size_t i = 0; i < inputs.shape(0) && status == LIL_OK; i++) {
-                status = lil_run(&model_, arena.data(), arena.size(), inputs.data() + i * inputs.shape(1),
-                                 inputs.shape(1), outputs.data() + i * outputs.shape(1),
-                                 outputs.shape(1) * sizeof(float));
+                watch.nanoseconds = times.data() + i * times.shape(1);
+                watch.last = std::chrono::steady_clock::now();
+                status = run_one(context, inputs, outputs, i);
             }
         }
-        if (status != LIL_OK) {
-            raise("InputError", describe(status, 0));
-        }
+        accept(status);
     }
 
     nb::bytes metadata() const { return nb::bytes(model_.metadata, model_.metadata_bytes); }
@@ -82,6 +187,23 @@ class Model {
     const lil_model &get() const { return model_; }
 
   private:
+    static void check(const Inputs &inputs, const Outputs &outputs) {
+        if (inputs.shape(0) != outputs.shape(0)) {
+            raise("InputError", "as many outputs as inputs are needed");
+        }
+    }
+
+    static void accept(lil_status status) {
+        if (status != LIL_OK) {
+            raise("InputError", describe(status, 0));
+        }
+    }
+
+    lil_status run_one(const lil_context &context, const Inputs &inputs, const Outputs &outputs, size_t i) const {
+        return lil_run(&model_, &context, inputs.data() + i * inputs.shape(1), inputs.shape(1),
+                       outputs.data() + i * outputs.shape(1), outputs.shape(1) * sizeof(float));
+    }
+
     Py_buffer view_{};
     lil_model model_{};
 };
@@ -91,12 +213,33 @@ class Model {
 NB_MODULE(_lil, m) {
     m.doc() = "The C runtime. Use lilliput.open; this is what it is made of.";
     m.attr("ALIGNMENT") = LIL_ALIGNMENT;
+    m.def("isas", &isas, "The instruction sets of this build that this processor has, the best one last.");
+    nb::class_<Threads>(m, "Threads", "Threads that share a run. One run at a time.")
+        .def(nb::new_([](size_t num_threads) {
+                 if (num_threads < 1) {
+                     raise("InputError", "a team needs at least one thread");
+                 }
+                 try {
+                     return new Threads(num_threads);
+                 } catch (const std::system_error &error) {
+                     raise("FailureError", std::string("no more threads can be started: ") + error.what());
+                 }
+             }),
+             "num_threads"_a, "Start them. Raises InputError and FailureError.");
     nb::class_<Model>(m, "Model", "A verified file. It keeps the buffer that it was made from, exported and unchanged.")
         .def(nb::init<nb::object>(), "file"_a, "Verify `file` (any contiguous bytes). Raises ArtifactError.")
+        .def("use_isa", &Model::use_isa, "name"_a, "Take the kernels of this instruction set. Raises InputError.")
         .def("run", &Model::run, "arena"_a.noconvert(), "inputs"_a.noconvert(), "outputs"_a.noconvert(),
+             "threads"_a.none() = nb::none(),
              "Run each row of `inputs` (uint8) into that row of `outputs` (float32), without the GIL. `arena`: uint8,\n"
-             "arena_bytes of them at a multiple of ALIGNMENT, used by no other call meanwhile. Raises InputError.")
-        .def_prop_ro("arena_bytes", [](const Model &self) { return lil_arena_bytes(&self.get()); })
+             "arena_bytes of them a thread at a multiple of ALIGNMENT, used by no other call meanwhile, like `threads`,\n"
+             "which share the rows, or each row's ops where the rows are few. Raises InputError.")
+        .def("profile", &Model::profile, "arena"_a.noconvert(), "inputs"_a.noconvert(), "outputs"_a.noconvert(),
+             "times"_a.noconvert(), "threads"_a.none() = nb::none(),
+             "As run, one row after another, and the nanoseconds of each op into `times`, int64 [rows, num_ops].")
+        .def_prop_ro("isa", [](const Model &self) { return lil_isa_name(self.get().isa); })
+        .def_prop_ro("num_ops", [](const Model &self) { return self.get().num_ops; })
+        .def_prop_ro("arena_bytes", [](const Model &self) { return lil_arena_bytes(&self.get(), 1); })
         .def_prop_ro("input_rows", [](const Model &self) { return self.get().input_rows; })
         .def_prop_ro("input_cols", [](const Model &self) { return self.get().input_cols; })
         .def_prop_ro("output_cols", [](const Model &self) { return self.get().output_cols; })

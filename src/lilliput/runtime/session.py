@@ -16,9 +16,10 @@ from lilliput.errors import ArtifactError, FailureError, InputError
 from lilliput.program.mathfn import softmax
 from lilliput.program.program import Buffer
 from lilliput.program.validation import check_metadata, parse_metadata
-from lilliput.runtime._lil import ALIGNMENT, Model
+from lilliput.runtime._lil import ALIGNMENT, Model, Threads
 
-CHUNK = 16  # images a call into C, so that Ctrl-C is heard soon
+CHUNK = 16  # images a thread and call into C, so that Ctrl-C is heard soon
+ISA_VARIABLE = "LILLIPUT_ISA"
 
 
 class ImageShape(NamedTuple):
@@ -32,31 +33,70 @@ class ImageShape(NamedTuple):
 class Session:
     """An opened model.
 
-    Threads may share a session: calls take turns, because they share one arena. To run in parallel open one session a
-    thread; the file's pages are shared all the same. Do not change a file in place while it is open (its replacement by
-    renaming, which is how Lilliput writes files, is fine).
+    Threads may share a session: calls take turns, because they share one arena. To run in parallel give each thread its
+    own: `share` makes another on the same verified file. Do not change a file in place while it is open (its
+    replacement by renaming, which is how Lilliput writes files, is fine).
+
+    Attributes:
+        file_bytes: size of the file.
+        arena_bytes: work memory of one run, in bytes; the session holds `num_threads` times that.
+        num_threads: how many threads share a call of `run`.
+        isa: the instruction set whose kernels run, one of `lilliput.runtime.isas()`.
 
     Args:
         path: of a `model.lil`. All of it is verified.
+        isa: take the kernels of this instruction set. None: of the one that the environment variable LILLIPUT_ISA
+            names, or of the best that this machine has. The outputs are the same bits with each.
+        num_threads: threads for a call of `run`. They share the images of a batch, or the work of each image where
+            there are fewer images than threads. The outputs do not depend on it.
 
     Raises:
         ArtifactError: the file cannot be read, or is truncated, altered, foreign, of another version or invalid.
-        FailureError: there is no memory for the arena.
+        FailureError: there is no memory for the arena, or no more threads can be started.
+        InputError: an instruction set that is not there, or `num_threads` below 1.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, isa: str | None = None, num_threads: int = 1) -> None:
         self._name = os.fspath(path)
-        self._lock = threading.Lock()
-        self._mapping = _map(self._name)
-        self.file_bytes = len(self._mapping)
+        mapping = _map(self._name)
+        self.file_bytes = len(mapping)
         try:
-            self._model: Model | None = Model(self._mapping)
-            self._metadata = _metadata(self._model)
+            model = Model(mapping)  # holds on to the mapping
+            self._metadata = _metadata(model)
         except ArtifactError as error:
             raise ArtifactError(f"{self._name}: {error}") from None
-        self.arena_bytes = self._model.arena_bytes
-        self._arena = _aligned(self._name, self.arena_bytes)
-        self._num_outputs = self._model.output_cols
+        _use_isa(model, isa)
+        self.isa = model.isa
+        self._serve(model, num_threads)
+
+    def _serve(self, model: Model, num_threads: int) -> None:
+        """Take what one run needs: the memory and the threads."""
+        if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
+            raise InputError(f"num_threads: {num_threads!r}; must be an integer of at least 1")
+        self._lock = threading.Lock()
+        self._model: Model | None = model
+        self.num_threads = num_threads
+        self.arena_bytes = model.arena_bytes
+        self._arena = _aligned(self._name, num_threads * self.arena_bytes)
+        self._threads = Threads(num_threads) if num_threads > 1 else None
+        self._num_outputs = model.output_cols
+
+    def share(self, num_threads: int | None = None) -> Self:
+        """Another session on the same file, which is not verified again: for a thread that runs beside this one.
+
+        It has its own work memory and threads (None: as many), and is closed on its own.
+
+        Raises:
+            FailureError: there is no memory for the arena, or no more threads can be started.
+            InputError: this session is closed, or `num_threads` below 1.
+        """
+        with self._lock:
+            model = self._opened()
+        other = object.__new__(type(self))
+        other._name, other._metadata = self._name, self._metadata
+        other.file_bytes, other.isa = self.file_bytes, self.isa
+        other._serve(model, self.num_threads if num_threads is None else num_threads)
+        return other
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -90,11 +130,35 @@ class Session:
         outputs = np.empty((len(batch), self._num_outputs), np.float32)
         with self._lock:
             model = self._opened()
-            for start in range(0, len(batch), CHUNK):
-                rows = slice(start, start + CHUNK)
-                model.run(self._arena, batch[rows], outputs[rows])
+            chunk = CHUNK * self.num_threads
+            for start in range(0, len(batch), chunk):
+                rows = slice(start, start + chunk)
+                model.run(self._arena, batch[rows], outputs[rows], self._threads)
             del model  # close() must find no one else holding on to the file
         return outputs if is_batch else outputs[0]
+
+    def profile(self, image: ArrayLike, repeats: int = 1) -> NDArray[np.int64]:
+        """Time each op of the program, `repeats` times: nanoseconds, int64 [repeats, ops].
+
+        Args:
+            image: one image, as `run` takes it.
+            repeats: how many runs, at least 1.
+
+        Raises:
+            InputError: another dtype or shape, more than one image, no repeats, or the session is closed.
+        """
+        batch, _ = self._batch(image)
+        if len(batch) != 1 or repeats < 1:
+            raise InputError(
+                f"{self._name}: a profile is of 1 image and at least 1 repeat, not {len(batch)}, {repeats}"
+            )
+        images = np.repeat(batch, repeats, axis=0)
+        outputs = np.empty((repeats, self._num_outputs), np.float32)
+        with self._lock:
+            model = self._opened()
+            times = np.empty((repeats, model.num_ops), np.int64)
+            model.profile(self._arena, images, outputs, times, self._threads)
+        return times
 
     def predict(self, images: ArrayLike) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
         """Classify one image or a batch, as `run` takes it; one image is a batch of one here.
@@ -127,9 +191,9 @@ class Session:
     def close(self) -> None:
         """Let the file and the arena go, after a run in progress has ended. Closing again does nothing."""
         with self._lock:
-            self._model = None
+            self._model = None  # the last one on the file lets its mapping go
             self._arena = np.empty(0, np.uint8)
-            self._mapping.close()
+            self._threads = None
 
     def __enter__(self) -> Self:
         return self
@@ -175,9 +239,21 @@ class Session:
         return f"must be uint8 pixels 0..255, {height} x {width} x {channels} or a batch of these"
 
 
-def open(path: str | os.PathLike[str]) -> Session:
+def open(path: str | os.PathLike[str], *, isa: str | None = None, num_threads: int = 1) -> Session:
     """Open a `model.lil`. See `Session`."""
-    return Session(path)
+    return Session(path, isa=isa, num_threads=num_threads)
+
+
+def _use_isa(model: Model, isa: str | None) -> None:
+    """Take the kernels of `isa`, or of the one that the environment names; else leave the best."""
+    source = "isa"
+    if isa is None:
+        source, isa = ISA_VARIABLE, os.environ.get(ISA_VARIABLE) or None
+    if isa is not None:
+        try:
+            model.use_isa(isa)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
 
 
 def _map(name: str) -> mmap.mmap:

@@ -37,7 +37,7 @@ static void *allocate(size_t bytes) {
 
 /* `fill`: what every byte of the arena holds before. */
 static run_memory memory_for(const lil_model *model, int fill) {
-    const size_t arena_bytes = lil_arena_bytes(model);
+    const size_t arena_bytes = lil_arena_bytes(model, 1);
     run_memory m = {aligned_alloc(LIL_ALIGNMENT, arena_bytes > 0 ? arena_bytes : LIL_ALIGNMENT),
                     allocate(lil_input_bytes(model)), allocate(lil_output_bytes(model))};
     CHECK(m.arena != NULL);
@@ -52,7 +52,8 @@ static void release(run_memory *m) {
 }
 
 static lil_status run(const lil_model *model, const run_memory *m) {
-    return lil_run(model, m->arena, lil_arena_bytes(model), m->input, lil_input_bytes(model), m->output,
+    const lil_context context = {.arena = m->arena, .arena_bytes = lil_arena_bytes(model, 1)};
+    return lil_run(model, &context, m->input, lil_input_bytes(model), m->output,
                    lil_output_bytes(model));
 }
 
@@ -77,7 +78,7 @@ static void check_arena_is_not_read(const lil_model *model) {
         memset(first.input, value, lil_input_bytes(model));
         memset(second.input, value, lil_input_bytes(model));
         CHECK(run(model, &first) == LIL_OK);
-        memset(second.arena, 0x40, lil_arena_bytes(model));
+        memset(second.arena, 0x40, lil_arena_bytes(model, 1));
         CHECK(run(model, &second) == LIL_OK);
         CHECK(memcmp(first.output, second.output, lil_output_bytes(model)) == 0);
     }
@@ -87,35 +88,49 @@ static void check_arena_is_not_read(const lil_model *model) {
 
 static void check_api(const lil_model *model) {
     run_memory m = memory_for(model, 0);
-    const size_t a = lil_arena_bytes(model), i = lil_input_bytes(model), o = lil_output_bytes(model);
+    const size_t a = lil_arena_bytes(model, 1), i = lil_input_bytes(model), o = lil_output_bytes(model);
     memset(m.input, 7, i);
     memset(m.output, 0, o);
     uint8_t *arena = m.arena;
+    const lil_context context = {.arena = arena, .arena_bytes = a};
+    const lil_team none = {.num_threads = 0, .run = NULL}, idle = {.num_threads = 1, .run = NULL};
     float *file = (float *)(void *)(uintptr_t)model->constants;
     lil_model other;
     CHECK(lil_open(NULL, model->file, model->file_bytes) == LIL_NULL_ARGUMENT);
     CHECK(lil_open(&other, NULL, model->file_bytes) == LIL_NULL_ARGUMENT);
-    CHECK(lil_run(NULL, arena, a, m.input, i, m.output, o) == LIL_NULL_ARGUMENT);
-    CHECK(lil_run(model, NULL, a, m.input, i, m.output, o) == LIL_NULL_ARGUMENT);
-    CHECK(lil_run(model, arena, a, NULL, i, m.output, o) == LIL_NULL_ARGUMENT);
-    CHECK(lil_run(model, arena, a, m.input, i, NULL, o) == LIL_NULL_ARGUMENT);
-    CHECK(lil_run(model, arena, a - 1, m.input, i, m.output, o) == LIL_ARENA_SMALL);
-    CHECK(lil_run(model, arena + 32, a, m.input, i, m.output, o) == LIL_ARENA_MISALIGNED);
-    CHECK(lil_run(model, arena, a, m.input, i - 1, m.output, o) == LIL_INPUT_SIZE);
-    CHECK(lil_run(model, arena, a, m.input, i + 1, m.output, o) == LIL_INPUT_SIZE);
-    CHECK(lil_run(model, arena, a, m.input, i, m.output, o - 4) == LIL_OUTPUT_SIZE);
-    CHECK(lil_run(model, arena, a, m.input, i, (float *)(void *)((uint8_t *)m.output + 1), o) == LIL_OUTPUT_MISALIGNED);
-    CHECK(lil_run(model, arena, a, arena + a - 1, i, m.output, o) == LIL_MEMORY_OVERLAP);
-    CHECK(lil_run(model, arena, a, m.input, i, (float *)m.arena, o) == LIL_MEMORY_OVERLAP);
-    CHECK(lil_run(model, arena, a, m.output, i, m.output, o) == LIL_MEMORY_OVERLAP);
+    CHECK(lil_run(NULL, &context, m.input, i, m.output, o) == LIL_NULL_ARGUMENT);
+    CHECK(lil_run(model, NULL, m.input, i, m.output, o) == LIL_NULL_ARGUMENT);
+    CHECK(lil_run(model, &(lil_context){.arena_bytes = a}, m.input, i, m.output, o) == LIL_NULL_ARGUMENT);
+    CHECK(lil_run(model, &context, NULL, i, m.output, o) == LIL_NULL_ARGUMENT);
+    CHECK(lil_run(model, &context, m.input, i, NULL, o) == LIL_NULL_ARGUMENT);
+    CHECK(lil_run(model, &(lil_context){.arena = arena, .arena_bytes = a - 1}, m.input, i, m.output, o) == LIL_ARENA_SMALL);
+    CHECK(lil_run(model, &(lil_context){.arena = arena + 32, .arena_bytes = a}, m.input, i, m.output, o) == LIL_ARENA_MISALIGNED);
+    CHECK(lil_run(model, &context, m.input, i - 1, m.output, o) == LIL_INPUT_SIZE);
+    CHECK(lil_run(model, &context, m.input, i + 1, m.output, o) == LIL_INPUT_SIZE);
+    CHECK(lil_run(model, &context, m.input, i, m.output, o - 4) == LIL_OUTPUT_SIZE);
+    CHECK(lil_run(model, &context, m.input, i, (float *)(void *)((uint8_t *)m.output + 1), o) == LIL_OUTPUT_MISALIGNED);
+    CHECK(lil_run(model, &context, arena + a - 1, i, m.output, o) == LIL_MEMORY_OVERLAP);
+    CHECK(lil_run(model, &context, m.input, i, (float *)m.arena, o) == LIL_MEMORY_OVERLAP);
+    CHECK(lil_run(model, &context, m.output, i, m.output, o) == LIL_MEMORY_OVERLAP);
     if ((uintptr_t)file % sizeof(float) == 0) {
-        CHECK(lil_run(model, arena, a, m.input, i, file, o) == LIL_MEMORY_OVERLAP);
+        CHECK(lil_run(model, &context, m.input, i, file, o) == LIL_MEMORY_OVERLAP);
     }
+    CHECK(lil_run(model, &(lil_context){.arena = arena, .arena_bytes = a, .team = &none}, m.input, i, m.output, o) ==
+          LIL_BAD_TEAM);
+    CHECK(lil_run(model, &(lil_context){.arena = arena, .arena_bytes = a, .team = &idle}, m.input, i, m.output, o) ==
+          LIL_BAD_TEAM);
+    CHECK(lil_arena_bytes(model, SIZE_MAX) == SIZE_MAX);
+    CHECK(lil_arena_bytes(model, 0) == a && lil_arena_bytes(model, 3) == a + 2 * model->scratch_bytes);
     for (size_t k = 0; k < o / sizeof(float); k++) {
         CHECK(m.output[k] == 0.0f); /* untouched by every refusal */
     }
     CHECK(run(model, &m) == LIL_OK);
-    CHECK(lil_run(model, arena, a, model->golden_inputs, i, m.output, o) == LIL_OK); /* reading from the file is fine */
+    CHECK(lil_run(model, &context, model->golden_inputs, i, m.output, o) == LIL_OK); /* reading from the file is fine */
+    lil_model copy = *model;
+    CHECK(lil_use_isa(NULL, LIL_SCALAR) == LIL_NULL_ARGUMENT);
+    CHECK(lil_use_isa(&copy, LIL_ISA_COUNT) == LIL_ISA_MISSING && lil_use_isa(&copy, (lil_isa)-1) == LIL_ISA_MISSING);
+    CHECK(copy.isa == model->isa && lil_isa_name(LIL_ISA_COUNT) == NULL && lil_isa_name((lil_isa)-1) == NULL);
+    CHECK(lil_use_isa(&copy, LIL_SCALAR) == LIL_OK && copy.isa == LIL_SCALAR);
     for (int status = -1; status <= LIL_STATUS_COUNT; status++) {
         const char *message = lil_status_message((lil_status)status);
         CHECK(message != NULL && strlen(message) > 5);

@@ -5,14 +5,17 @@
  *
  *     lil_model model;
  *     lil_status status = lil_open(&model, file, file_bytes);         once; `file` stays where it is, unchanged
- *     void *arena = aligned_alloc(LIL_ALIGNMENT, ...);                lil_arena_bytes(&model) of them
- *     status = lil_run(&model, arena, arena_bytes, pixels, lil_input_bytes(&model), logits, lil_output_bytes(&model));
+ *     size_t bytes = lil_arena_bytes(&model, 1);
+ *     lil_context context = {.arena = aligned_alloc(LIL_ALIGNMENT, bytes), .arena_bytes = bytes};
+ *     status = lil_run(&model, &context, pixels, lil_input_bytes(&model), logits, lil_output_bytes(&model));
  *
- * Threads: after lil_open a model is never written again, so any number of threads may run it, each with an arena,
- * an input and an output of its own. */
+ * Threads: one model, many contexts. After lil_open a model is never written again, so any number of threads may run
+ * it at once, each with a context, an input and an output of its own. One run may also be shared among threads: see
+ * lil_team. */
 #ifndef LIL_H
 #define LIL_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -59,8 +62,21 @@ typedef enum lil_status {
     LIL_OUTPUT_SIZE,       /* not exactly lil_output_bytes */
     LIL_OUTPUT_MISALIGNED, /* not at a multiple of 4 */
     LIL_MEMORY_OVERLAP,    /* arena or output overlap each other, the input or the file */
+    LIL_BAD_TEAM,          /* a team of 0 threads, or without a function to run them */
+    /* Refused by lil_use_isa. */
+    LIL_ISA_MISSING,       /* no such instruction set, not built for this target, or the processor has it not */
     LIL_STATUS_COUNT
 } lil_status;
+
+/* The instruction sets that there are kernels for. Each gives the same bits. */
+typedef enum lil_isa {
+    LIL_SCALAR = 0, /* plain C, everywhere */
+    LIL_AVX2,       /* x86-64 */
+    LIL_AVX512,     /* x86-64: AVX-512 F, BW, DQ, VL, VBMI and VNNI */
+    LIL_NEON,       /* aarch64 */
+    LIL_NEONDOT,    /* aarch64 with the dot product instructions (Armv8.2 and later) */
+    LIL_ISA_COUNT
+} lil_isa;
 
 /* An opened model: pointers into the caller's file, which it does not own. Set by lil_open; read it as you like, and
  * never write it. After a refusal only `where` means something. */
@@ -68,6 +84,7 @@ typedef struct lil_model {
     const uint8_t *file;     /* file_bytes of them */
     size_t file_bytes;
     size_t arena_bytes;      /* a multiple of LIL_ALIGNMENT; 0 is possible */
+    size_t scratch_bytes;    /* the largest scratch of one op, a multiple of LIL_ALIGNMENT */
     const uint8_t *buffers;  /* packed records, as in the file */
     const uint8_t *tensors;
     const uint8_t *ops;
@@ -86,6 +103,7 @@ typedef struct lil_model {
     uint32_t input_cols;  /* channels, 1 byte each */
     uint32_t output_cols; /* float32 outputs, one row of them */
     uint32_t where;       /* after a refusal: see lil_status; otherwise 0 */
+    lil_isa isa;          /* whose kernels lil_run takes: the best of this machine, unless lil_use_isa has changed it */
 } lil_model;
 
 /* Verify the whole of a file and describe it in `model`.
@@ -98,26 +116,64 @@ typedef struct lil_model {
  * bytes and, where very many buffers live long, with the number of ops times that of buffers. */
 lil_status lil_open(lil_model *model, const void *file, size_t file_bytes);
 
-/* Bytes of arena, input and output that one lil_run needs. `model` MUST come from a successful lil_open.
+/* "scalar", "avx2", "avx512", "neon" or "neondot"; NULL for a value outside the enum. */
+const char *lil_isa_name(lil_isa isa);
+
+/* Whether this build has kernels for `isa` and this machine's processor (and system) can run them. */
+bool lil_isa_available(lil_isa isa);
+
+/* Take the kernels of `isa` for this model from now on. Not while the model runs.
+ * Returns LIL_OK, or LIL_ISA_MISSING, and nothing has changed. */
+lil_status lil_use_isa(lil_model *model, lil_isa isa);
+
+/* Threads that share one lil_run. The caller makes them; the core only asks for them to be run.
+ *
+ * num_threads  at least 1.
+ * run          calls task(argument, t) once for each t in 0..num_threads-1, together, and returns when all have
+ *              returned. The calling thread may be one of them.
+ * threads      handed to `run` as it is. */
+typedef struct lil_team {
+    size_t num_threads;
+    void (*run)(void *threads, void (*task)(void *argument, size_t thread), void *argument);
+    void *threads;
+} lil_team;
+
+/* What one run works with. At most one lil_run at a time uses a context.
+ *
+ * arena        arena_bytes >= lil_arena_bytes of work memory at a multiple of LIL_ALIGNMENT. Its content before the
+ *              call does not matter and after it means nothing. Anything, NULL too, where 0 bytes are needed.
+ * team         NULL: the calling thread alone. The result does not depend on it.
+ * after_op     NULL, or called by lil_run's thread after each op with its number, for a profile.
+ * observer     handed to `after_op` as it is. */
+typedef struct lil_context {
+    void *arena;
+    size_t arena_bytes;
+    const lil_team *team;
+    void (*after_op)(void *observer, uint32_t op);
+    void *observer;
+} lil_context;
+
+/* Bytes of arena that one lil_run needs with a team of `num_threads` (0 and 1: alone), and of its input and output.
+ * `model` MUST come from a successful lil_open. SIZE_MAX where so many threads' scratch cannot be addressed.
  * Thread-safe. */
-size_t lil_arena_bytes(const lil_model *model);
+size_t lil_arena_bytes(const lil_model *model, size_t num_threads);
 size_t lil_input_bytes(const lil_model *model);
 size_t lil_output_bytes(const lil_model *model);
 
 /* Run one example.
  *
- * model   from a successful lil_open.
- * arena   arena_bytes >= lil_arena_bytes of work memory at a multiple of LIL_ALIGNMENT. Its content before the call
- *         does not matter and after it means nothing. Anything, NULL too, where 0 bytes are needed.
- * input   exactly lil_input_bytes: uint8 pixels 0..255 [input_rows, input_cols], row-major, at any alignment; it is
- *         not written.
- * output  exactly lil_output_bytes: receives float32 [output_cols], at a multiple of 4. Untouched after a refusal.
+ * model    from a successful lil_open.
+ * context  memory and threads; see lil_context.
+ * input    exactly lil_input_bytes: uint8 pixels 0..255 [input_rows, input_cols], row-major, at any alignment; it is
+ *          not written.
+ * output   exactly lil_output_bytes: receives float32 [output_cols], at a multiple of 4. Untouched after a refusal.
  * Arena and output overlap neither each other nor the input nor the file.
- * Returns LIL_OK or one of lil_run's codes. Thread-safe for different arenas and outputs.
+ * Returns LIL_OK or one of lil_run's codes. Thread-safe for different contexts and outputs. Allocates nothing, waits
+ * for nothing but the team.
  *
- * The same bits on every machine: the calling thread's floating-point environment (rounding, flush to zero) is set
- * to the default for the time of the call and restored. */
-lil_status lil_run(const lil_model *model, void *arena, size_t arena_bytes, const void *input, size_t input_bytes,
+ * The same bits on every machine, with every instruction set and any number of threads: the floating-point environment
+ * (rounding, flush to zero) of each thread is set to the default for the time of the call and restored. */
+lil_status lil_run(const lil_model *model, const lil_context *context, const void *input, size_t input_bytes,
                    float *output, size_t output_bytes);
 
 /* One English line for a status, without a final stop; never NULL, static, also for values outside the enum. */

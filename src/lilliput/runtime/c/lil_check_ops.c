@@ -192,6 +192,9 @@ lil_status lil_check_ops(lil_model *model) {
         if (status != LIL_OK) {
             return lil_refuse(model, status, i);
         }
+        if (op.kind == LIL_ATTENTION && o.out[1].cols > model->scratch_bytes) {
+            model->scratch_bytes = o.out[1].cols; /* a multiple of LIL_ALIGNMENT, by its rule */
+        }
     }
     return LIL_OK;
 }

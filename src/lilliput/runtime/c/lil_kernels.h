@@ -41,41 +41,53 @@ typedef struct lil_call {
     uint32_t a[LIL_NUM_ATTRIBUTES];
 } lil_call;
 
-typedef void (*lil_kernel)(const lil_call *call);
+/* The part of an op that one thread does: rows [begin, end) of its first output, heads [begin, end) of attention, or
+ * all of it (begin 0) where an op is not divided (lil_run.c). `scratch` is the thread's own, as many bytes as the op's
+ * scratch buffer has; NULL for kinds without one. Parts write different bytes, and none reads what another writes. */
+typedef struct lil_part {
+    size_t begin;
+    size_t end;
+    uint8_t *scratch;
+} lil_part;
+
+typedef void (*lil_kernel)(const lil_call *call, const lil_part *part);
+
+/* The kernels of one instruction set, by kind; NULL: the scalar one serves. */
+typedef lil_kernel lil_kernel_table[LIL_NUM_KINDS];
 
 /* u8 [R, C], scale f32 [1, C], shift f32 [1, C] -> f32 [R, C]: x * scale + shift. */
-void lil_op_normalize(const lil_call *call);
+void lil_op_normalize(const lil_call *call, const lil_part *part);
 
 /* f32 [h * w, C] -> f32 [oh * ow, k * k * C]; a: height, width, kernel, stride, padding. */
-void lil_op_unfold(const lil_call *call);
+void lil_op_unfold(const lil_call *call, const lil_part *part);
 
 /* f32 [R, K] -> i8 [R, P8(K)] levels -127..127, padding 0, and f32 [R, 1] scales >= 0. */
-void lil_op_quantize(const lil_call *call);
+void lil_op_quantize(const lil_call *call, const lil_part *part);
 
 /* i8 [R, P8(K)], f32 [R, 1], codes [N, K] in tiles, scale bf16 [1, N], bias bf16 [1, N] -> f32 [R, N]. K <= 65536, so
  * |sum| <= 65536 * 127 * 127 < 2^31. a of linear: activation, 0 none, 1 relu, 2 gelu; linear_add: in[2] is the residual
  * f32 [R, N]. */
-void lil_op_linear(const lil_call *call);
-void lil_op_linear_add(const lil_call *call);
+void lil_op_linear(const lil_call *call, const lil_part *part);
+void lil_op_linear_add(const lil_call *call, const lil_part *part);
 
 /* f32 [R, D], gamma bf16 [1, D], beta bf16 [1, D] -> f32 [R, D]; a: eps (f32 bits, > 0). */
-void lil_op_layer_norm(const lil_call *call);
+void lil_op_layer_norm(const lil_call *call, const lil_part *part);
 
 /* f32 [T, 3 * H * dh] -> f32 [T, H * dh], and scratch of lil_attention_layout's bytes; a: H, dh, logit scale (f32
  * bits). T and dh <= 65536, so no int32 sum overflows. */
-void lil_op_attention(const lil_call *call);
+void lil_op_attention(const lil_call *call, const lil_part *part);
 
 /* f32 [R, D], codes [1, D] in rows, scale bf16 [1, 1] -> f32 [R + 1, D]. */
-void lil_op_prepend_token(const lil_call *call);
+void lil_op_prepend_token(const lil_call *call, const lil_part *part);
 
 /* f32 [T, D], codes [T, D] in rows, scale bf16 [1, T] -> f32 [T, D]. */
-void lil_op_add_positions(const lil_call *call);
+void lil_op_add_positions(const lil_call *call, const lil_part *part);
 
 /* f32 [T, D] -> f32 [1, D]; a: row < T. */
-void lil_op_select_row(const lil_call *call);
+void lil_op_select_row(const lil_call *call, const lil_part *part);
 
 /* f32 [T, D] -> f32 [1, D]. */
-void lil_op_mean_rows(const lil_call *call);
+void lil_op_mean_rows(const lil_call *call, const lil_part *part);
 
 /* Level of each 4-bit code, by format; code 8 is in no file. An 8-bit code is its level in two's complement. */
 static const int8_t lil_levels_4bit[2][16] = {

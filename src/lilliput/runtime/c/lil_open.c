@@ -278,5 +278,11 @@ lil_status lil_open(lil_model *model, const void *file, size_t file_bytes) {
     if (status == LIL_OK) {
         status = lil_check_ops(model);
     }
-    return status == LIL_OK ? lil_check_flow(model) : status;
+    if (status == LIL_OK) {
+        status = lil_check_flow(model);
+    }
+    for (int isa = LIL_ISA_COUNT - 1; isa > LIL_SCALAR && model->isa == LIL_SCALAR; isa--) {
+        (void)lil_use_isa(model, (lil_isa)isa); /* the last one that there is, is the best */
+    }
+    return status;
 }

@@ -34,6 +34,8 @@ static const char *const messages[LIL_STATUS_COUNT] = {
     [LIL_OUTPUT_SIZE] = "the output has not the size that the model gives",
     [LIL_OUTPUT_MISALIGNED] = "the output does not start at a multiple of 4 bytes",
     [LIL_MEMORY_OVERLAP] = "arena, output, input and file share memory",
+    [LIL_BAD_TEAM] = "a team needs at least one thread and a function that runs them",
+    [LIL_ISA_MISSING] = "this instruction set is not one that this build and this processor have",
 };
 
 static const char *const records[] = {

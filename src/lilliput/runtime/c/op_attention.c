@@ -126,14 +126,14 @@ static void attend(const head *h, float logit_scale, size_t out_stride, float *y
     }
 }
 
-void lil_op_attention(const lil_call *call) {
+void lil_op_attention(const lil_call *call, const lil_part *part) {
     const size_t num_heads = call->a[0], head_dim = call->a[1], block = num_heads * head_dim;
     const float *x = call->in[0].data;
     float *y = call->out[0].data;
-    uint8_t *base = call->out[1].data;
+    uint8_t *base = part->scratch;
     lil_attention_scratch at;
     (void)lil_attention_layout(call->in[0].rows, head_dim, &at); /* lil_open has done it: it fits */
-    for (size_t n = 0; n < num_heads; n++) {
+    for (size_t n = part->begin; n < part->end; n++) {
         const head h = {
             .num_tokens = call->in[0].rows,
             .head_dim = head_dim,

@@ -14,7 +14,8 @@ static float level_at(const uint8_t *row, uint16_t format, size_t c) {
     return (float)lil_levels_4bit[format - LIL_INT4][code];
 }
 
-void lil_op_prepend_token(const lil_call *call) {
+void lil_op_prepend_token(const lil_call *call, const lil_part *part) {
+    (void)part; /* not divided */
     const lil_constant *codes = &call->tensor[0];
     const float scale = lil_bf16_at(call->tensor[1].data, 0);
     const size_t cols = call->in[0].cols;
@@ -25,12 +26,12 @@ void lil_op_prepend_token(const lil_call *call) {
     memcpy(y + cols, call->in[0].data, call->in[0].rows * cols * sizeof *y);
 }
 
-void lil_op_add_positions(const lil_call *call) {
+void lil_op_add_positions(const lil_call *call, const lil_part *part) {
     const lil_constant *codes = &call->tensor[0];
-    const size_t rows = call->in[0].rows, cols = call->in[0].cols, stride = row_bytes(codes);
+    const size_t cols = call->in[0].cols, stride = row_bytes(codes);
     const float *restrict x = call->in[0].data;
     float *restrict y = call->out[0].data;
-    for (size_t r = 0; r < rows; r++) {
+    for (size_t r = part->begin; r < part->end; r++) {
         const uint8_t *row = codes->data + r * stride;
         const float scale = lil_bf16_at(call->tensor[1].data, r);
         for (size_t c = 0; c < cols; c++) {

@@ -2,13 +2,13 @@
 #include "lil_kernels.h"
 #include "lil_math.h"
 
-void lil_op_layer_norm(const lil_call *call) {
-    const size_t rows = call->in[0].rows, cols = call->in[0].cols;
-    const float *restrict x = call->in[0].data;
-    float *restrict y = call->out[0].data;
+void lil_op_layer_norm(const lil_call *call, const lil_part *part) {
+    const size_t cols = call->in[0].cols;
+    const float *restrict x = (const float *)call->in[0].data + part->begin * cols;
+    float *restrict y = (float *)call->out[0].data + part->begin * cols;
     const uint8_t *restrict gamma = call->tensor[0].data, *restrict beta = call->tensor[1].data;
     const float eps = lil_float_from_bits(call->a[0]), count = (float)cols; /* cols <= 2^24: exact */
-    for (size_t r = 0; r < rows; r++, x += cols, y += cols) {
+    for (size_t r = part->begin; r < part->end; r++, x += cols, y += cols) {
         const float mean = lil_sum(x, cols) / count;
         for (size_t c = 0; c < cols; c++) {
             y[c] = x[c] - mean;

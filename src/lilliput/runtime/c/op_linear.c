@@ -66,15 +66,15 @@ static void finish_row(const lil_call *call, finish how, const int32_t acc[TILE_
     }
 }
 
-static void linear(const lil_call *call, finish how, const float *residual) {
-    const size_t rows = call->in[0].rows, padded_k = call->in[0].cols, outputs = call->tensor[0].rows;
+static void linear(const lil_call *call, const lil_part *part, finish how, const float *residual) {
+    const size_t padded_k = call->in[0].cols, outputs = call->tensor[0].rows;
     const uint16_t format = call->tensor[0].format;
     const int8_t *x = call->in[0].data;
     const float *row_scales = call->in[1].data;
     float *y = call->out[0].data;
     const size_t tile_row_bytes = TILE_N * padded_k / (format == LIL_INT8 ? 1 : 2);
-    for (size_t r0 = 0; r0 < rows; r0 += BLOCK_R) {
-        const size_t block_rows = rows - r0 < BLOCK_R ? rows - r0 : BLOCK_R;
+    for (size_t r0 = part->begin; r0 < part->end; r0 += BLOCK_R) {
+        const size_t block_rows = part->end - r0 < BLOCK_R ? part->end - r0 : BLOCK_R;
         const uint8_t *codes = call->tensor[0].data;
         for (size_t n0 = 0; n0 < outputs; n0 += TILE_N, codes += tile_row_bytes) {
             const size_t count = outputs - n0 < TILE_N ? outputs - n0 : TILE_N;
@@ -88,11 +88,11 @@ static void linear(const lil_call *call, finish how, const float *residual) {
     }
 }
 
-void lil_op_linear(const lil_call *call) {
+void lil_op_linear(const lil_call *call, const lil_part *part) {
     static const finish activations[] = {FINISH_NONE, FINISH_RELU, FINISH_GELU};
-    linear(call, activations[call->a[0]], NULL);
+    linear(call, part, activations[call->a[0]], NULL);
 }
 
-void lil_op_linear_add(const lil_call *call) {
-    linear(call, FINISH_ADD, call->in[2].data);
+void lil_op_linear_add(const lil_call *call, const lil_part *part) {
+    linear(call, part, FINISH_ADD, call->in[2].data);
 }

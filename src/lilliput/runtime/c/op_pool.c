@@ -1,13 +1,15 @@
 /* select_row and mean_rows: many tokens to one. */
 #include "lil_kernels.h"
 
-void lil_op_select_row(const lil_call *call) {
+void lil_op_select_row(const lil_call *call, const lil_part *part) {
+    (void)part; /* not divided */
     const size_t cols = call->in[0].cols;
     const float *x = call->in[0].data;
     memcpy(call->out[0].data, x + call->a[0] * cols, cols * sizeof *x);
 }
 
-void lil_op_mean_rows(const lil_call *call) {
+void lil_op_mean_rows(const lil_call *call, const lil_part *part) {
+    (void)part; /* not divided */
     const size_t rows = call->in[0].rows, cols = call->in[0].cols;
     const float *restrict x = call->in[0].data;
     float *restrict y = call->out[0].data;

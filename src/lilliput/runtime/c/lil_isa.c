@@ -1,0 +1,86 @@
+/* The instruction sets: their names, and what this processor has. */
+#include "lil.h"
+#include "lil_isa.h"
+
+#if LIL_X86
+#include <cpuid.h>
+#endif
+#if LIL_ARM && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
+static const char *const names[LIL_ISA_COUNT] = {
+    [LIL_SCALAR] = "scalar", [LIL_AVX2] = "avx2",       [LIL_AVX512] = "avx512",
+    [LIL_NEON] = "neon",     [LIL_NEONDOT] = "neondot",
+};
+
+const char *lil_isa_name(lil_isa isa) {
+    const int index = (int)isa;
+    return index >= 0 && index < LIL_ISA_COUNT ? names[index] : NULL;
+}
+
+#if LIL_X86
+/* The register state that the system saves for a process: bit 1 SSE, 2 AVX, 5 to 7 AVX-512. */
+static uint32_t saved_state(void) {
+    uint32_t low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+}
+
+static bool has_x86(lil_isa isa) {
+    uint32_t a, b, c, d;
+    enum { OSXSAVE = 1 << 27, AVX = 1 << 28, AVX_STATE = 0x06, AVX512_STATE = 0xE6, AVX2 = 1 << 5 };
+    const uint32_t avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
+    const uint32_t vbmi_vnni = 1u << 1 | 1u << 11;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & (OSXSAVE | AVX)) != (OSXSAVE | AVX)) {
+        return false;
+    }
+    const uint32_t state = saved_state();
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (state & AVX_STATE) != AVX_STATE || !(b & AVX2)) {
+        return false;
+    }
+    return isa == LIL_AVX2 ||
+           ((state & AVX512_STATE) == AVX512_STATE && (b & avx512) == avx512 && (c & vbmi_vnni) == vbmi_vnni);
+}
+#endif
+
+#if LIL_ARM
+static bool has_arm(lil_isa isa) {
+    if (isa == LIL_NEON) {
+        return true; /* a part of aarch64 */
+    }
+#if defined(__linux__)
+    return (getauxval(AT_HWCAP) & 1ul << 20) != 0; /* HWCAP_ASIMDDP */
+#elif defined(__APPLE__) || defined(__ARM_FEATURE_DOTPROD)
+    return true;
+#else
+    return false;
+#endif
+}
+#endif
+
+bool lil_isa_available(lil_isa isa) {
+    switch (isa) {
+    case LIL_SCALAR: return true;
+#if LIL_X86
+    case LIL_AVX2:
+    case LIL_AVX512: return has_x86(isa);
+#endif
+#if LIL_ARM
+    case LIL_NEON:
+    case LIL_NEONDOT: return has_arm(isa);
+#endif
+    default: return false;
+    }
+}
+
+lil_status lil_use_isa(lil_model *model, lil_isa isa) {
+    if (model == NULL) {
+        return LIL_NULL_ARGUMENT;
+    }
+    if (!lil_isa_available(isa)) {
+        return LIL_ISA_MISSING;
+    }
+    model->isa = isa;
+    return LIL_OK;
+}

@@ -1,0 +1,21 @@
+/* Which instruction sets this build has kernels for: one table of them each. Internal. */
+#ifndef LIL_ISA_H
+#define LIL_ISA_H
+
+#include "lil_kernels.h"
+
+#if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__)) && !defined(LIL_SCALAR_ONLY)
+#define LIL_X86 1
+extern const lil_kernel_table lil_kernels_avx2, lil_kernels_avx512;
+#else
+#define LIL_X86 0
+#endif
+
+#if defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(LIL_SCALAR_ONLY)
+#define LIL_ARM 1
+extern const lil_kernel_table lil_kernels_neon, lil_kernels_neondot;
+#else
+#define LIL_ARM 0
+#endif
+
+#endif

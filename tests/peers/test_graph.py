@@ -1,0 +1,121 @@
+"""The fp32 module is the program with its weights dequantised: equal to the float model, close to the integer one."""
+
+from operator import attrgetter
+
+import numpy as np
+import pytest
+import torch
+
+from lilliput.bench.images import random_images
+from lilliput.compress.quantize import Quantization
+from lilliput.config import LayerSettings, ModelSettings, QuantizeSettings, StemConvSettings
+from lilliput.lower import lower
+from lilliput.models.vit import ViT
+from lilliput.peers.graph import as_pixels, as_torch
+from lilliput.program import reference
+from lilliput.program.builder import ProgramBuilder
+from lilliput.program.program import Program
+
+HYBRID = (StemConvSettings(channels=6), StemConvSettings(channels=10, stride=1))
+ARCHITECTURES = {
+    "class token": (ModelSettings(patch_size=2, embed_dim=24, depth=2, num_heads=3, mlp_dim=40), (8, 8, 1)),
+    "mean pooling": (
+        ModelSettings(
+            patch_size=4, embed_dim=20, depth=1, num_heads=2, mlp_dim=33, pool="mean", positions="sinusoidal"
+        ),
+        (8, 12, 3),
+    ),
+    "convolutions, then pixels": (
+        ModelSettings(patch_size=1, embed_dim=16, depth=1, num_heads=2, mlp_dim=24, stem=HYBRID),
+        (9, 7, 3),
+    ),
+    "convolution, then patches": (
+        ModelSettings(patch_size=2, embed_dim=16, depth=1, num_heads=2, stem=HYBRID[:1]),
+        (16, 8, 1),
+    ),
+    "ragged heads": (
+        ModelSettings(patch_size=4, embed_dim=24, layers=(LayerSettings(num_heads=3, head_dim=7, mlp_dim=9),)),
+        (8, 8, 1),
+    ),
+}
+
+
+def quantized(name: str) -> ViT:
+    torch.manual_seed(0)
+    settings, shape = ARCHITECTURES[name]
+    model = ViT(settings, shape, 5)
+    model.set_normalization(np.full(shape[2], 120.0, np.float32), np.full(shape[2], 60.0, np.float32))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    Quantization(QuantizeSettings()).attach(model)
+    return model.eval()
+
+
+def float_twin(model: ViT) -> ViT:
+    """The same architecture with the dequantised weights and no quantiser, so that it computes in floats."""
+    twin = ViT(model.settings, model.image_shape, model.num_classes)
+    with torch.no_grad():
+        for name, parameter in [*twin.named_parameters(), *twin.named_buffers()]:
+            parameter.copy_(attrgetter(name)(model))
+    return twin.eval()
+
+
+def outputs(program: Program, images: np.ndarray, explicit: bool = False) -> np.ndarray:
+    result: np.ndarray = as_torch(program, explicit)(torch.from_numpy(as_pixels(images))).numpy()
+    return result
+
+
+def rows(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1, images.shape[3])
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_module_is_the_float_model(name: str, explicit: bool) -> None:
+    model = quantized(name)
+    images = random_images(16, model.image_shape)
+    made = outputs(lower(model, {"labels": list("abcde")}), images, explicit)
+    with torch.no_grad():
+        expected = float_twin(model)(torch.from_numpy(as_pixels(images))).numpy()
+    assert expected.std() > 0.01
+    np.testing.assert_allclose(made, expected, atol=1e-4 * expected.std())
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_module_is_close_to_the_reference(name: str) -> None:
+    """What differs is the rounding of activations to int8."""
+    model = quantized(name)
+    program = lower(model, {"labels": list("abcde")})
+    images = random_images(64, model.image_shape)
+    difference = outputs(program, images) - reference.run(program, rows(images))
+    assert np.abs(difference).max() <= 0.2 * outputs(program, images).std()
+
+
+def test_every_op(good_program: Program) -> None:
+    images = random_images(16, (4, 4, 3))
+    expected = reference.run(good_program, rows(images))
+    np.testing.assert_allclose(outputs(good_program, images), expected, atol=0.1 * np.abs(expected).max())
+
+
+def test_windows_that_feed_no_product() -> None:
+    builder = ProgramBuilder()
+    x = builder.input("image", rows=20, cols=2)
+    constants = [
+        builder.tensor(name, role="constant", format="f32", values=np.array([[value, 1.0]], np.float32))
+        for name, value in (("scale", 0.5), ("shift", -3.0))
+    ]
+    x = builder.emit("normalize", [x], tensors=constants)
+    x = builder.emit("unfold", [x], height=4, width=5, kernel=3, stride=2, padding=1)
+    y = builder.emit("select_row", [x], row=3)
+    image = {"height": 4, "width": 5, "channels": 2}
+    metadata = {"task": "image-classification", "labels": [str(n) for n in range(18)], "image": image}
+    program = builder.build(output=y, metadata=metadata)
+    images = random_images(3, (4, 5, 2))
+    np.testing.assert_array_equal(outputs(program, images), reference.run(program, rows(images)))
+
+
+def test_pixels_are_channels_first() -> None:
+    image = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
+    assert as_pixels(image).dtype == np.float32
+    np.testing.assert_array_equal(as_pixels(image)[0, 1], [[1, 4], [7, 10]])
