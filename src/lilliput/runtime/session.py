@@ -71,7 +71,7 @@ class Session:
 
     def _serve(self, model: Model, num_threads: int) -> None:
         """Take what one run needs: the memory and the threads."""
-        if isinstance(num_threads, bool) or not isinstance(num_threads, int) or num_threads < 1:
+        if type(num_threads) is not int or num_threads < 1:
             raise InputError(f"num_threads: {num_threads!r}; must be an integer of at least 1")
         self._lock = threading.Lock()
         self._model: Model | None = model

@@ -4,6 +4,8 @@
 
 #include "lil_kernels.h"
 
+extern const lil_kernel_table lil_kernels_scalar; /* every kind; in lil_run.c */
+
 #if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__)) && !defined(LIL_SCALAR_ONLY)
 #define LIL_X86 1
 extern const lil_kernel_table lil_kernels_avx2, lil_kernels_avx512;

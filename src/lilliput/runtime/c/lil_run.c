@@ -4,7 +4,7 @@
 #include "lil.h"
 #include "lil_isa.h"
 
-static const lil_kernel_table scalar = {
+const lil_kernel_table lil_kernels_scalar = {
     [LIL_NORMALIZE] = lil_op_normalize,
     [LIL_UNFOLD] = lil_op_unfold,
     [LIL_QUANTIZE] = lil_op_quantize,
@@ -19,7 +19,7 @@ static const lil_kernel_table scalar = {
 };
 
 static const lil_kernel_table *const kernels[LIL_ISA_COUNT] = {
-    [LIL_SCALAR] = &scalar,
+    [LIL_SCALAR] = &lil_kernels_scalar,
 #if LIL_X86
     [LIL_AVX2] = &lil_kernels_avx2,
     [LIL_AVX512] = &lil_kernels_avx512,
@@ -168,7 +168,7 @@ static void run_op(const lil_model *model, const lil_context *context, const mem
     const lil_kernel best = (*kernels[model->isa])[op->kind];
     const int by = divide[op->kind];
     job j = {
-        .kernel = best != NULL ? best : scalar[op->kind],
+        .kernel = best != NULL ? best : lil_kernels_scalar[op->kind],
         .call = &call,
         .count = by == DIVIDE_ROWS ? call.out[0].rows : by == DIVIDE_HEADS ? call.a[0] : 1,
         .num_threads = num_threads(context),
