@@ -106,17 +106,19 @@ def long_attention() -> bytes:
 
 
 def written_input() -> bytes:
-    """An `attention` whose scratch (1344 bytes, for 14 heads of 32) is the caller's input, well formed otherwise."""
+    """An `attention` whose scratch (2176 bytes, for heads of 16) is the caller's input, well formed otherwise."""
     b = ProgramBuilder()
-    y = b.emit("attention", [_pixels(b, 1, 1344)], num_heads=14, head_dim=32, logit_scale=1.0)
-    metadata = {**_metadata_for(1, 1344), "labels": [str(index) for index in range(448)]}
+    x = b.emit("unfold", [_pixels(b, 1, 2176)], height=1, width=1, kernel=3, stride=1, padding=1)
+    y = b.emit("attention", [x], num_heads=408, head_dim=16, logit_scale=1.0)
+    metadata = {**_metadata_for(1, 2176), "labels": [str(index) for index in range(6528)]}
     draft = Draft(artifact.to_bytes(b.build(output=y, metadata=metadata)))
-    scratch = draft.get("ops", 1, "out1")
-    assert scratch == draft.counts["buffers"] - 1 and draft.get("buffers", scratch, "cols") == 1344
-    draft.set("ops", 1, "out1", 0)
+    scratch = draft.get("ops", 2, "out1")
+    assert scratch == draft.counts["buffers"] - 1 and draft.get("buffers", scratch, "cols") == 2176
+    draft.set("ops", 2, "out1", 0)
     del draft.payloads["buffers"][-24:]
     draft.counts["buffers"] -= 1
     draft.edit_metadata(lambda tree: tree["buffers"].pop())
     draft.set("buffers", 1, "offset", 0)
-    draft.set_header("arena_bytes", 1344 * 4)
+    draft.set("buffers", 2, "offset", 2176 * 4)
+    draft.set_header("arena_bytes", 10 * 2176 * 4)
     return draft.build()

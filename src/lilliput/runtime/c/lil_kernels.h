@@ -99,16 +99,18 @@ static inline int8_t lil_level_8bit(uint8_t code) {
     return (int8_t)(code < 128 ? code : code - 256);
 }
 
-/* Attention's scratch: where each part starts, in bytes: all multiples of 64. */
+/* Attention's scratch: where each part starts, in bytes: all multiples of 64. A kernel may take up to LIL_QUERIES
+ * queries together, and order the levels as suits it; the comments say what the scalar one does. */
+enum { LIL_QUERIES = 16 };
 typedef struct lil_attention_scratch {
     uint64_t width;         /* P16(dh) */
     uint64_t keys;          /* int8 [P16(T), P16(dh)] levels of one head, columns past dh 0 */
     uint64_t values;        /* the same */
-    uint64_t query;         /* int8 [P16(dh)] levels of one token */
+    uint64_t queries;       /* int8 [16 * P16(dh)] levels of up to LIL_QUERIES queries */
     uint64_t key_scales;    /* float32 [P16(T)] */
     uint64_t value_scales;  /* float32 [P16(T)] */
-    uint64_t scores;        /* float32 [P16(T)]: s, then e, then g */
-    uint64_t probabilities; /* int8 [T] levels 0..127 */
+    uint64_t scores;        /* float32 [16 * P16(T)]: s, then e, then g */
+    uint64_t probabilities; /* int8 [16 * P16(T)] levels 0..127 */
     uint64_t bytes;         /* in all */
 } lil_attention_scratch;
 

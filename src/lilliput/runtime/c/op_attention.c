@@ -12,14 +12,15 @@ static bool place(uint64_t *end, uint64_t bytes, uint64_t *part) {
 }
 
 bool lil_attention_layout(uint64_t num_tokens, uint64_t head_dim, lil_attention_scratch *scratch) {
-    uint64_t tokens, levels, query, floats, probabilities, end = 0;
+    uint64_t tokens, levels, queries, floats, scores, probabilities, end = 0;
     return lil_align(num_tokens, GROUP, &tokens) && lil_align(head_dim, GROUP, &scratch->width) &&
-           lil_mul(tokens, scratch->width, &levels) && lil_align(scratch->width, 64, &query) &&
-           lil_mul(tokens, sizeof(float), &floats) && lil_align(tokens, 64, &probabilities) &&
-           place(&end, levels, &scratch->keys) && place(&end, levels, &scratch->values) &&
-           place(&end, query, &scratch->query) && place(&end, floats, &scratch->key_scales) &&
-           place(&end, floats, &scratch->value_scales) && place(&end, floats, &scratch->scores) &&
-           place(&end, probabilities, &scratch->probabilities) && lil_align(end, 64, &scratch->bytes);
+           lil_mul(tokens, scratch->width, &levels) && lil_mul(scratch->width, LIL_QUERIES, &queries) &&
+           lil_mul(tokens, sizeof(float), &floats) && lil_mul(floats, LIL_QUERIES, &scores) &&
+           lil_mul(tokens, LIL_QUERIES, &probabilities) && place(&end, levels, &scratch->keys) &&
+           place(&end, levels, &scratch->values) && place(&end, queries, &scratch->queries) &&
+           place(&end, floats, &scratch->key_scales) && place(&end, floats, &scratch->value_scales) &&
+           place(&end, scores, &scratch->scores) && place(&end, probabilities, &scratch->probabilities) &&
+           place(&end, 0, &scratch->bytes);
 }
 
 /* One head's view of the call and of the scratch. */
@@ -144,7 +145,7 @@ void lil_op_attention(const lil_call *call, const lil_part *part) {
             .v = x + 2 * block + n * head_dim,
             .keys = (int8_t *)(base + at.keys),
             .values = (int8_t *)(base + at.values),
-            .query = (int8_t *)(base + at.query),
+            .query = (int8_t *)(base + at.queries),
             .key_scales = (float *)(void *)(base + at.key_scales),
             .value_scales = (float *)(void *)(base + at.value_scales),
             .scores = (float *)(void *)(base + at.scores),

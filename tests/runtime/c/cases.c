@@ -1,0 +1,478 @@
+/* Compares the kernels of one instruction set with the scalar ones on random calls, bit for bit (a NaN equals any NaN).
+ *
+ *     cases ISA COUNT SEED [KIND [FIRST]]
+ *
+ * COUNT calls of each kind, or of KIND alone; case i of a seed is the same whatever COUNT and FIRST are. Prints one line
+ * a kind: its number, its name, cases. On the first difference prints the case, and exits with 1; with 2 where ISA is
+ * unknown, with 3 where this processor lacks it.
+ *
+ * Memory is as unfriendly as lil_run allows: constants and pixels end where their allocation ends, at any alignment;
+ * what is in the arena lies at multiples of 64 with rubbish up to the next one; the model's output, which a later op
+ * may read, is aligned to 4. Outputs start with a pattern that must stay wherever the part does not write. */
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "lil.h"
+#include "lil_isa.h"
+
+#include "cases_random.h"
+
+enum { MAX_BLOCKS = 16, GUARD = 64 };
+
+/* One call, and for each output the memory of the scalar kernel and of the one it is compared with. */
+typedef struct test_case {
+    lil_call call;
+    lil_part part;
+    size_t scratch_bytes;
+    uint8_t *outputs[2][LIL_NUM_OUTPUTS]; /* [0] the scalar kernel's; guards around them included */
+    size_t shift[LIL_NUM_OUTPUTS];        /* from there to the output itself */
+    size_t bytes[LIL_NUM_OUTPUTS];        /* with the guards; 0: no such output */
+    bool is_float[LIL_NUM_OUTPUTS];
+    uint8_t *blocks[MAX_BLOCKS]; /* what to free */
+    size_t num_blocks;
+} test_case;
+
+static const char *const kind_names[LIL_NUM_KINDS] = {
+    [LIL_NORMALIZE] = "normalize",
+    [LIL_UNFOLD] = "unfold",
+    [LIL_QUANTIZE] = "quantize",
+    [LIL_LINEAR] = "linear",
+    [LIL_LINEAR_ADD] = "linear_add",
+    [LIL_LAYER_NORM] = "layer_norm",
+    [LIL_ATTENTION] = "attention",
+    [LIL_PREPEND_TOKEN] = "prepend_token",
+    [LIL_ADD_POSITIONS] = "add_positions",
+    [LIL_SELECT_ROW] = "select_row",
+    [LIL_MEAN_ROWS] = "mean_rows",
+};
+
+static const lil_kernel_table *const tables[LIL_ISA_COUNT] = {
+    [LIL_SCALAR] = &lil_kernels_scalar,
+#if LIL_X86
+    [LIL_AVX2] = &lil_kernels_avx2,
+    [LIL_AVX512] = &lil_kernels_avx512,
+#endif
+#if LIL_ARM
+    [LIL_NEON] = &lil_kernels_neon,
+    [LIL_NEONDOT] = &lil_kernels_neondot,
+#endif
+};
+
+/* ---- Memory ---- */
+
+static uint8_t *allocate(test_case *c, size_t bytes) {
+    void *memory = aligned_alloc(LIL_ALIGNMENT, (bytes + LIL_ALIGNMENT) / LIL_ALIGNMENT * LIL_ALIGNMENT);
+    if (memory == NULL || c->num_blocks == MAX_BLOCKS) {
+        fprintf(stderr, "no memory\n");
+        exit(4);
+    }
+    c->blocks[c->num_blocks++] = memory;
+    return memory;
+}
+
+/* `bytes` at a random multiple of `alignment` (1 or 4); reading past them is seen by the address sanitizer. */
+static uint8_t *allocate_exactly(test_case *c, size_t bytes, size_t alignment) {
+    const size_t shift = below(LIL_ALIGNMENT / alignment) * alignment;
+    uint8_t *memory = malloc(shift + bytes);
+    if (memory == NULL || c->num_blocks == MAX_BLOCKS) {
+        fprintf(stderr, "no memory\n");
+        exit(4);
+    }
+    c->blocks[c->num_blocks++] = memory;
+    return memory + shift;
+}
+
+static void release(test_case *c) {
+    for (size_t i = 0; i < c->num_blocks; i++) {
+        free(c->blocks[i]);
+    }
+    memset(c, 0, sizeof *c);
+}
+
+static size_t element_bytes(bool is_float) {
+    return is_float ? sizeof(float) : 1;
+}
+
+/* Input `i`, to be filled. One row of floats may be the model's output, which has its end at the end of its memory. */
+static void *add_input(test_case *c, int i, size_t rows, size_t cols, bool is_float) {
+    const size_t bytes = rows * cols * element_bytes(is_float);
+    uint8_t *data;
+    if (is_float && rows == 1 && one_in(4)) {
+        data = allocate_exactly(c, bytes, sizeof(float));
+    } else {
+        data = allocate(c, bytes);
+        memset(data + bytes, 0x7F, (LIL_ALIGNMENT - bytes % LIL_ALIGNMENT) % LIL_ALIGNMENT);
+    }
+    c->call.in[i] = (lil_input){data, rows, cols};
+    return data;
+}
+
+static float *add_floats(test_case *c, int i, size_t rows, size_t cols) {
+    float *x = add_input(c, i, rows, cols, true);
+    fill_floats(x, rows, cols, cols);
+    return x;
+}
+
+/* Output `i`. One row of floats may be the model's output. */
+static void add_output(test_case *c, int i, size_t rows, size_t cols, bool is_float) {
+    const size_t data_bytes = rows * cols * element_bytes(is_float);
+    const size_t shift = GUARD + (is_float && rows == 1 && one_in(2) ? 4 * below(LIL_ALIGNMENT / 4) : 0);
+    c->shift[i] = shift;
+    c->bytes[i] = shift + data_bytes + GUARD;
+    c->is_float[i] = is_float;
+    for (int which = 0; which < 2; which++) {
+        c->outputs[which][i] = allocate(c, c->bytes[i]);
+    }
+    for (size_t b = 0; b < c->bytes[i]; b++) {
+        c->outputs[0][i][b] = (uint8_t)random_bits();
+    }
+    memcpy(c->outputs[1][i], c->outputs[0][i], c->bytes[i]);
+    c->call.out[i] = (lil_output){NULL, rows, cols};
+}
+
+static uint8_t *add_tensor(test_case *c, int i, uint16_t format, size_t rows, size_t cols, size_t bytes) {
+    uint8_t *data = allocate_exactly(c, bytes, 1);
+    c->call.tensor[i] = (lil_constant){data, rows, cols, format};
+    return data;
+}
+
+static void add_bf16(test_case *c, int i, size_t n, float magnitude, bool is_signed) {
+    fill_bf16(add_tensor(c, i, LIL_BF16, 1, n, 2 * n), n, magnitude, is_signed);
+}
+
+static void put_code(uint8_t *bytes, size_t at, const code_format *format, size_t high, uint8_t code) {
+    bytes[at] = (uint8_t)(format->bits == 8 ? code : bytes[at] | code << 4 * high);
+}
+
+static void add_codes_in_rows(test_case *c, int i, size_t rows, size_t cols) {
+    const code_format *format = &code_formats[below(sizeof code_formats / sizeof *code_formats)];
+    const code_class class = (code_class)below(NUM_CODE_CLASSES);
+    const size_t a_byte = 8 / format->bits, stride = (cols + a_byte - 1) / a_byte;
+    uint8_t *data = add_tensor(c, i, format->id, rows, cols, rows * stride);
+    memset(data, 0, rows * stride);
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t k = 0; k < cols; k++) {
+            put_code(data, r * stride + k / a_byte, format, k % a_byte, random_code(format, class));
+        }
+    }
+}
+
+/* In tiles; in some tensors whole tiles are 0, as block pruning leaves them. */
+static void add_codes_in_tiles(test_case *c, int i, size_t rows, size_t cols) {
+    const code_format *format = &code_formats[below(sizeof code_formats / sizeof *code_formats)];
+    const code_class class = (code_class)below(NUM_CODE_CLASSES);
+    const size_t padded = (cols + 7) / 8 * 8, tile_row_bytes = 16 * padded * format->bits / 8;
+    const size_t bytes = (rows + 15) / 16 * tile_row_bytes, zeros = one_in(3) ? between(1, 9) : 0; /* in 10 tiles */
+    uint8_t *data = add_tensor(c, i, format->id, rows, cols, bytes);
+    memset(data, 0, bytes);
+    for (size_t n0 = 0; n0 < rows; n0 += 16) {
+        uint8_t *tile = data + n0 / 16 * tile_row_bytes;
+        for (size_t k0 = 0; k0 < cols; k0 += 8, tile += 16 * format->bits) {
+            if (below(10) < zeros) {
+                continue;
+            }
+            for (size_t n = 0; n < 16 && n0 + n < rows; n++) {
+                for (size_t k = 0; k < 8 && k0 + k < cols; k++) {
+                    const size_t at = 4 * n + k % 4 + (format->bits == 8 ? 64 * (k / 4) : 0);
+                    put_code(tile, at, format, k / 4, random_code(format, class));
+                }
+            }
+        }
+    }
+}
+
+/* All of `count` rows or heads, or some. */
+static void set_part(test_case *c, size_t count) {
+    const size_t begin = one_in(2) ? 0 : below(count);
+    c->part.begin = begin;
+    c->part.end = begin == 0 && !one_in(4) ? count : between(begin + 1, count);
+}
+
+/* ---- Calls of each kind ---- */
+
+static void make_normalize(test_case *c) {
+    const size_t rows = random_size(70), cols = one_in(2) ? between(1, 4) : random_size(200);
+    uint8_t *x = allocate_exactly(c, rows * cols, 1);
+    for (size_t i = 0; i < rows * cols; i++) {
+        x[i] = (uint8_t)random_bits();
+    }
+    c->call.in[0] = (lil_input){x, rows, cols};
+    for (int i = 0; i < 2; i++) {
+        fill_f32(add_tensor(c, i, LIL_FORMAT_F32, 1, cols, 4 * cols), cols);
+    }
+    add_output(c, 0, rows, cols, true);
+    set_part(c, rows);
+}
+
+static void make_unfold(test_case *c) {
+    const size_t height = between(1, 12), width = between(1, one_in(8) ? 40 : 12);
+    const size_t channels = one_in(2) ? between(1, 4) : random_size(40), kernel = between(1, 5);
+    size_t padding = below(kernel);
+    while (kernel > height + 2 * padding || kernel > width + 2 * padding) {
+        if (++padding >= kernel) {
+            make_unfold(c); /* no window fits: other sizes */
+            return;
+        }
+    }
+    const size_t stride = between(1, kernel + 1);
+    const size_t out_height = (height + 2 * padding - kernel) / stride + 1;
+    const size_t out_width = (width + 2 * padding - kernel) / stride + 1;
+    const size_t attributes[] = {height, width, kernel, stride, padding};
+    for (size_t i = 0; i < 5; i++) {
+        c->call.a[i] = (uint32_t)attributes[i];
+    }
+    (void)add_floats(c, 0, height * width, channels);
+    add_output(c, 0, out_height * out_width, kernel * kernel * channels, true);
+    set_part(c, out_height * out_width);
+}
+
+static void make_quantize(test_case *c) {
+    const size_t rows = random_size(70), cols = random_size(one_in(64) ? 2000 : 200);
+    (void)add_floats(c, 0, rows, cols);
+    add_output(c, 0, rows, (cols + 7) / 8 * 8, false);
+    add_output(c, 1, rows, 1, true);
+    set_part(c, rows);
+}
+
+static void make_product(test_case *c) {
+    const size_t rows = random_size(70), depth = random_size(one_in(8) ? 600 : 130);
+    const size_t outputs = random_size(one_in(8) ? 300 : 80), padded = (depth + 7) / 8 * 8;
+    fill_levels(add_input(c, 0, rows, padded, false), rows * padded); /* past K too: the codes there are 0 */
+    float *scales = add_floats(c, 1, rows, 1);
+    const bool usual = !one_in(4);
+    for (size_t r = 0; r < rows && usual; r++) {
+        scales[r] = fabsf(random_unit()) * 0.05f;
+    }
+    add_codes_in_tiles(c, 0, outputs, depth);
+    add_bf16(c, 1, outputs, one_in(2) ? 0.005f : 0.1f, false);
+    add_bf16(c, 2, outputs, 4.0f, true);
+    add_output(c, 0, rows, outputs, true);
+    set_part(c, rows);
+}
+
+static void make_linear(test_case *c) {
+    make_product(c);
+    c->call.a[0] = (uint32_t)below(3);
+}
+
+static void make_linear_add(test_case *c) {
+    make_product(c);
+    (void)add_floats(c, 2, c->call.out[0].rows, c->call.out[0].cols);
+}
+
+static uint32_t bits_of(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+static void make_layer_norm(test_case *c) {
+    static const float some_eps[] = {1e-6f, 1e-5f, 1e-45f, 3e38f, 1.0f};
+    const size_t rows = random_size(70), cols = random_size(one_in(64) ? 2000 : 200);
+    (void)add_floats(c, 0, rows, cols);
+    add_bf16(c, 0, cols, 2.0f, true);
+    add_bf16(c, 1, cols, 2.0f, true);
+    add_output(c, 0, rows, cols, true);
+    c->call.a[0] = bits_of(some_eps[below(5)]);
+    set_part(c, rows);
+}
+
+static void make_attention(test_case *c) {
+    static const float some_scales[] = {0.25f, 0.125f, 1.0f, -3.0f, 0.0f, 3e38f, 1e-40f};
+    const size_t tokens = one_in(256) ? between(100, 260) : random_size(one_in(4) ? 100 : 50);
+    const size_t head_dim = random_size(one_in(3) ? 80 : 40), num_heads = tokens > 100 ? 1 : between(1, 4);
+    const size_t width = num_heads * head_dim;
+    lil_attention_scratch at;
+    (void)lil_attention_layout(tokens, head_dim, &at);
+    float *x = add_input(c, 0, tokens, 3 * width, true);
+    for (size_t block = 0; block < 3; block++) {
+        fill_floats(x + block * width, tokens, width, 3 * width);
+    }
+    add_output(c, 0, tokens, width, true);
+    c->scratch_bytes = (size_t)at.bytes;
+    c->call.out[1] = (lil_output){NULL, 1, c->scratch_bytes}; /* another thread's, perhaps: kernels take the part's */
+    c->call.a[0] = (uint32_t)num_heads;
+    c->call.a[1] = (uint32_t)head_dim;
+    c->call.a[2] = bits_of(one_in(3) ? some_scales[below(7)] : 4.0f / (float)head_dim);
+    set_part(c, num_heads);
+}
+
+static void make_prepend_token(test_case *c) {
+    const size_t rows = random_size(70), cols = random_size(200);
+    (void)add_floats(c, 0, rows, cols);
+    add_codes_in_rows(c, 0, 1, cols);
+    add_bf16(c, 1, 1, 1.0f, false);
+    add_output(c, 0, rows + 1, cols, true);
+    c->part.end = 1;
+}
+
+static void make_add_positions(test_case *c) {
+    const size_t rows = random_size(70), cols = random_size(200);
+    (void)add_floats(c, 0, rows, cols);
+    add_codes_in_rows(c, 0, rows, cols);
+    add_bf16(c, 1, rows, 0.1f, false);
+    add_output(c, 0, rows, cols, true);
+    set_part(c, rows);
+}
+
+static void make_select_row(test_case *c) {
+    const size_t rows = random_size(70), cols = random_size(200);
+    (void)add_floats(c, 0, rows, cols);
+    add_output(c, 0, 1, cols, true);
+    c->call.a[0] = (uint32_t)below(rows);
+    c->part.end = 1;
+}
+
+static void make_mean_rows(test_case *c) {
+    const size_t rows = random_size(70), cols = random_size(200);
+    (void)add_floats(c, 0, rows, cols);
+    add_output(c, 0, 1, cols, true);
+    c->part.end = 1;
+}
+
+static void (*const makers[LIL_NUM_KINDS])(test_case *c) = {
+    [LIL_NORMALIZE] = make_normalize,
+    [LIL_UNFOLD] = make_unfold,
+    [LIL_QUANTIZE] = make_quantize,
+    [LIL_LINEAR] = make_linear,
+    [LIL_LINEAR_ADD] = make_linear_add,
+    [LIL_LAYER_NORM] = make_layer_norm,
+    [LIL_ATTENTION] = make_attention,
+    [LIL_PREPEND_TOKEN] = make_prepend_token,
+    [LIL_ADD_POSITIONS] = make_add_positions,
+    [LIL_SELECT_ROW] = make_select_row,
+    [LIL_MEAN_ROWS] = make_mean_rows,
+};
+
+/* ---- Running and comparing ---- */
+
+/* What runs now, for the message. */
+static struct {
+    const char *isa;
+    unsigned long long seed;
+    size_t index;
+    int kind;
+    const test_case *c;
+} now;
+
+static void print_case(void) {
+    const lil_call *call = &now.c->call;
+    fprintf(stderr, "%s of %s: cases %s 1 %llu %d %zu\n", kind_names[now.kind], now.isa, now.isa, now.seed, now.kind,
+            now.index);
+    for (int i = 0; i < LIL_NUM_INPUTS && call->in[i].data != NULL; i++) {
+        fprintf(stderr, "  in %d: %zu x %zu, address %% 64 = %zu\n", i, call->in[i].rows, call->in[i].cols,
+                (size_t)((uintptr_t)call->in[i].data % 64));
+    }
+    for (int i = 0; i < LIL_NUM_OUTPUTS && now.c->bytes[i] > 0; i++) {
+        fprintf(stderr, "  out %d: %zu x %zu, address %% 64 = %zu\n", i, call->out[i].rows, call->out[i].cols,
+                now.c->shift[i] % 64);
+    }
+    for (int i = 0; i < LIL_NUM_TENSORS && call->tensor[i].data != NULL; i++) {
+        fprintf(stderr, "  tensor %d: %zu x %zu, format %d\n", i, call->tensor[i].rows, call->tensor[i].cols,
+                call->tensor[i].format);
+    }
+    fprintf(stderr, "  attributes: %u %u %u %u %u; part [%zu, %zu)\n", call->a[0], call->a[1], call->a[2], call->a[3],
+            call->a[4], now.c->part.begin, now.c->part.end);
+}
+
+/* The address sanitizer calls this before its report. */
+void __asan_on_error(void);
+void __asan_on_error(void) {
+    print_case();
+}
+
+static void run_kernel(test_case *c, lil_kernel kernel, int which) {
+    for (int i = 0; i < LIL_NUM_OUTPUTS && c->bytes[i] > 0; i++) {
+        c->call.out[i].data = c->outputs[which][i] + c->shift[i];
+    }
+    if (c->scratch_bytes > 0) {
+        c->part.scratch = allocate(c, c->scratch_bytes);
+        memset(c->part.scratch, which == 0 ? 0x5A : 0xFF, c->scratch_bytes); /* what was there must not matter */
+    }
+    kernel(&c->call, &c->part);
+}
+
+static float float_at(const uint8_t *bytes) {
+    float value;
+    memcpy(&value, bytes, sizeof value);
+    return value;
+}
+
+/* Compare output `i` and all around it; print the first difference. */
+static bool equal(const test_case *c, int i) {
+    const uint8_t *wanted = c->outputs[0][i], *given = c->outputs[1][i];
+    if (c->bytes[i] == 0 || memcmp(wanted, given, c->bytes[i]) == 0) {
+        return true;
+    }
+    const size_t begin = c->shift[i], end = c->bytes[i] - GUARD, size = element_bytes(c->is_float[i]);
+    for (size_t b = 0; b < c->bytes[i];) {
+        const bool is_float = c->is_float[i] && b >= begin && b < end;
+        const size_t step = is_float ? size : 1;
+        if (memcmp(wanted + b, given + b, step) != 0) {
+            const float x = is_float ? float_at(wanted + b) : (float)(int8_t)wanted[b];
+            const float y = is_float ? float_at(given + b) : (float)(int8_t)given[b];
+            if (!(isnan(x) && isnan(y))) {
+                print_case();
+                fprintf(stderr, "  out %d, element %td: must be %.9g (%a), is %.9g (%a)\n", i,
+                        ((ptrdiff_t)b - (ptrdiff_t)begin) / (ptrdiff_t)size, (double)x, (double)x, (double)y, (double)y);
+                return false;
+            }
+        }
+        b += step;
+    }
+    return true;
+}
+
+static bool run_case(lil_kernel kernel, unsigned long long seed, int kind, size_t index) {
+    test_case c = {.num_blocks = 0};
+    random_state = seed * 1000003u + (uint64_t)kind * 0x100000001B3u + index;
+    random_state = random_bits();
+    now.index = index;
+    now.kind = kind;
+    now.c = &c;
+    makers[kind](&c);
+    run_kernel(&c, lil_kernels_scalar[kind], 0);
+    run_kernel(&c, kernel, 1);
+    bool same = true;
+    for (int i = 0; i < LIL_NUM_OUTPUTS && same; i++) {
+        same = equal(&c, i);
+    }
+    release(&c);
+    return same;
+}
+
+static lil_isa isa_of(const char *name) {
+    for (int i = 0; i < LIL_ISA_COUNT; i++) {
+        if (strcmp(name, lil_isa_name((lil_isa)i)) == 0) {
+            return (lil_isa)i;
+        }
+    }
+    return LIL_ISA_COUNT;
+}
+
+int main(int argc, char **argv) {
+    const lil_isa isa = argc >= 4 ? isa_of(argv[1]) : LIL_ISA_COUNT;
+    const int only = argc >= 5 ? atoi(argv[4]) : 0;
+    if (isa == LIL_ISA_COUNT || only < 0 || only >= LIL_NUM_KINDS) {
+        fprintf(stderr, "usage: cases ISA COUNT SEED [KIND [FIRST]]\n");
+        return 2;
+    }
+    if (!lil_isa_available(isa)) {
+        fprintf(stderr, "%s: not available here\n", argv[1]);
+        return 3;
+    }
+    const size_t count = strtoull(argv[2], NULL, 10), first = argc >= 6 ? strtoull(argv[5], NULL, 10) : 0;
+    now.isa = argv[1];
+    now.seed = strtoull(argv[3], NULL, 10);
+    for (int kind = only > 0 ? only : 1; kind < (only > 0 ? only + 1 : LIL_NUM_KINDS); kind++) {
+        const lil_kernel kernel = (*tables[isa])[kind];
+        for (size_t i = first; kernel != NULL && i < first + count; i++) {
+            if (!run_case(kernel, now.seed, kind, i)) {
+                return 1;
+            }
+        }
+        printf("%d %s %zu\n", kind, kind_names[kind], kernel != NULL ? count : 0); /* 0: the scalar kernel serves */
+    }
+    return 0;
+}
