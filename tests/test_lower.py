@@ -1,5 +1,7 @@
 """Lowering: the program computes what the simulated model computes, and refuses what it cannot."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from lilliput.lower import LoweringError, lower
 from lilliput.models.stack import base_of
 from lilliput.models.vit import ViT
 from lilliput.program import reference
+from lilliput.program.cost import macs
 
 HYBRID = (StemConvSettings(channels=6), StemConvSettings(channels=10, stride=1))
 ARCHITECTURES = {
@@ -69,6 +72,32 @@ def test_program_equals_the_simulated_model(name: str) -> None:
     assert np.median(difference) <= 2e-5 * spread
     assert difference.max() <= 0.05 * spread
     assert spread > 0.01  # a constant model would pass anything
+
+
+@pytest.mark.parametrize("name", ["class token", "hybrid", "ragged heads"])
+def test_the_class_token_alone_gives_the_bits_of_all_tokens(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = quantized_model(name)
+    pruned = lower(model, METADATA)
+
+    def whole(self: Any, name: str, block: Any, x: Any) -> Any:
+        return self.builder.emit("select_row", [self._block(name, block, x)], row=0)
+
+    monkeypatch.setattr("lilliput.lower._Lowering._last_block", whole)
+    full = lower(model, METADATA)
+    images = np.random.default_rng(1).integers(0, 256, (32, *model.image_shape), dtype=np.uint8)
+    rows = images.reshape(32, -1, model.image_shape[2])
+    assert np.array_equal(reference.run(pruned, rows).view(np.uint32), reference.run(full, rows).view(np.uint32))
+    assert macs(pruned) < macs(full)
+    of_full, of_pruned = ({op.kind: op.attributes for op in p.ops}["attention"]["num_queries"] for p in (full, pruned))
+    assert (of_full, of_pruned) == (0, 1)
+    last_attention = max(index for index, op in enumerate(pruned.ops) if op.kind == "attention")
+    assert {pruned.buffers[op.outputs[0]].rows for op in pruned.ops[last_attention:]} == {1}
+
+
+def test_all_tokens_are_computed_where_all_are_pooled() -> None:
+    program = lower(quantized_model("mean pooling, sinusoidal"), METADATA)
+    assert [op.attributes["num_queries"] for op in program.ops if op.kind == "attention"] == [0]
+    assert "select_row" not in {op.kind for op in program.ops}
 
 
 @pytest.mark.parametrize("weight_format", ["int8", "int4", "pot4"])

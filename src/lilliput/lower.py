@@ -56,12 +56,10 @@ class _Lowering:
             height, width = layer.output_size(height), layer.output_size(width)
         x = self._windows("patch_embed", model.patch_embed, x, (height, width), "none")
         x = self._embeddings(x)
+        last = len(model.blocks) - 1
         for index, block in enumerate(model.blocks):
             assert isinstance(block, Block)
-            x = self._block(f"blocks.{index}", block, x)
-        # The class token's row is normalised alone: the same bits as normalising all rows and taking one.
-        if model.class_token is not None:
-            x = builder.emit("select_row", [x], row=0)
+            x = (self._last_block if index == last else self._block)(f"blocks.{index}", block, x)
         x = self._layer_norm("norm", model.norm, x)
         if model.class_token is None:
             x = builder.emit("mean_rows", [x])
@@ -136,11 +134,18 @@ class _Lowering:
         beta = self._vector(f"{name}.bias", "norm", norm.bias)
         return self.builder.emit("layer_norm", [x], tensors=[gamma, beta], eps=norm.eps)
 
-    def _block(self, name: str, block: Block, x: Any) -> Any:
-        x = self._attention(f"{name}.attn", block.attn, self._layer_norm(f"{name}.norm1", block.norm1, x), x)
+    def _block(self, name: str, block: Block, x: Any, class_token_only: bool = False) -> Any:
+        normed = self._layer_norm(f"{name}.norm1", block.norm1, x)
+        residual = self.builder.emit("select_row", [x], row=0) if class_token_only else x
+        x = self._attention(f"{name}.attn", block.attn, normed, residual, num_queries=int(class_token_only))
         return self._mlp(f"{name}.mlp", block.mlp, self._layer_norm(f"{name}.norm2", block.norm2, x), x)
 
-    def _attention(self, name: str, attention: Attention, x: Any, residual: Any) -> Any:
+    def _last_block(self, name: str, block: Block, x: Any) -> Any:
+        """What the head pools. From the last attention on no token sees another, so where the head reads the class
+        token alone, its row is computed alone: the same bits, and less work."""
+        return self._block(name, block, x, class_token_only=self.model.class_token is not None)
+
+    def _attention(self, name: str, attention: Attention, x: Any, residual: Any, num_queries: int) -> Any:
         qkv = self._linear(f"{name}.qkv", attention.qkv, x)
         context = self.builder.emit(
             "attention",
@@ -148,6 +153,7 @@ class _Lowering:
             num_heads=attention.num_heads,
             head_dim=attention.head_dim,
             logit_scale=attention.logit_scale,
+            num_queries=num_queries,
         )
         return self._linear(f"{name}.proj", attention.proj, context, residual=residual)
 

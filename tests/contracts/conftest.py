@@ -72,6 +72,7 @@ def make_layer_norm(rng: np.random.Generator, floats: Floats) -> Case:
 def make_attention(rng: np.random.Generator, floats: Floats) -> Case:
     tokens, num_heads, head_dim = (int(rng.integers(low, high)) for low, high in ((1, 22), (1, 4), (1, 19)))
     attributes = {"num_heads": num_heads, "head_dim": head_dim, "logit_scale": float(F(head_dim**-0.5))}
+    attributes["num_queries"] = int(rng.integers(0, tokens))
     return Case([floats(2, tokens, 3 * num_heads * head_dim)], [], attributes)
 
 

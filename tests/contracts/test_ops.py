@@ -113,11 +113,12 @@ def page_attention(inputs: Sequence[Array], tensors: Sequence[Array], attributes
     (x,) = inputs
     num_heads, head_dim, logit_scale = attributes["num_heads"], attributes["head_dim"], F(attributes["logit_scale"])
     tokens = len(x)
-    y = np.empty((tokens, num_heads * head_dim), F)
+    queries = attributes["num_queries"] or tokens
+    y = np.empty((queries, num_heads * head_dim), F)
     for head in range(num_heads):
         starts = [(block * num_heads + head) * head_dim for block in range(3)]
         q, k, v = ([page_quantize_row(row[start : start + head_dim]) for row in x] for start in starts)
-        for i in range(tokens):
+        for i in range(queries):
             c = q[i][1] * logit_scale
             dots = [sum(a * b for a, b in zip(q[i][0], k[j][0], strict=True)) for j in range(tokens)]
             s = [(F(dots[j]) * c) * k[j][1] for j in range(tokens)]
@@ -271,7 +272,7 @@ def test_bits_are_those_of_the_page(kind: str, make_case: MakeCase, seed: int, e
 
 
 def test_attention_of_nothing_is_zero() -> None:
-    attributes = {"num_heads": 2, "head_dim": 4, "logit_scale": 0.5}
+    attributes = {"num_heads": 2, "head_dim": 4, "logit_scale": 0.5, "num_queries": 0}
     (y,) = apply("attention", [np.zeros((1, 5, 24), F)], [], attributes)
     assert same_bits(y, np.zeros((1, 5, 8), F))
 
@@ -281,7 +282,7 @@ def test_attention_of_almost_nothing_is_zero(size: float, alive: bool) -> None:
     """The limit is on the values' largest step, size / 127, once it is multiplied by the probabilities."""
     x = np.zeros((1, 5, 24), F)
     x[:, :, 16:] = size
-    (y,) = apply("attention", [x], [], {"num_heads": 2, "head_dim": 4, "logit_scale": 0.5})
+    (y,) = apply("attention", [x], [], {"num_heads": 2, "head_dim": 4, "logit_scale": 0.5, "num_queries": 0})
     assert bool((y > 0).all()) is alive
     assert bool((y == 0).all()) is not alive
 
@@ -289,13 +290,22 @@ def test_attention_of_almost_nothing_is_zero(size: float, alive: bool) -> None:
 def test_attention_gives_each_query_what_it_has_alone_in_front_of_the_same_keys() -> None:
     """No scale spans tokens: dropping a query changes no other query's bits, which incremental attention relies on."""
     x = np.random.default_rng(4).normal(size=(1, 9, 3 * 8)).astype(F)
-    attributes = {"num_heads": 1, "head_dim": 8, "logit_scale": 0.35}
+    attributes = {"num_heads": 1, "head_dim": 8, "logit_scale": 0.35, "num_queries": 0}
     (full,) = apply("attention", [x], [], attributes)
     changed = x.copy()
     changed[0, 3, :8] = 5.0
     (other,) = apply("attention", [changed], [], attributes)
     assert same_bits(np.delete(full, 3, axis=1), np.delete(other, 3, axis=1))
     assert not same_bits(full[:, 3], other[:, 3])
+
+
+@pytest.mark.parametrize("queries", [1, 2, 8])
+def test_fewer_queries_give_the_first_rows_of_all(queries: int) -> None:
+    x = np.random.default_rng(5).normal(size=(3, 9, 3 * 2 * 5)).astype(F)
+    attributes = {"num_heads": 2, "head_dim": 5, "logit_scale": 0.4}
+    (every,) = apply("attention", [x], [], attributes | {"num_queries": 0})
+    (first,) = apply("attention", [x], [], attributes | {"num_queries": queries})
+    assert same_bits(first, every[:, :queries])
 
 
 @pytest.mark.parametrize("length", [1, EXACT_IN_FLOAT32, EXACT_IN_FLOAT32 + 1, 65536])

@@ -216,7 +216,7 @@ execution execute(const uint8_t *data, size_t size, uint64_t max_work) {
     }
     seed ^= seed >> 29;
     const size_t shift = (seed >> 16) % 4 == 0 ? (seed >> 18) % 64 : 0;
-    uint8_t *memory = malloc(size + shift > 0 ? size + shift : 1);
+    uint8_t *memory = calloc(1, size + shift > 0 ? size + shift : 1);
     HOLDS(memory != NULL);
     uint8_t *file = memory + shift; /* it ends where its allocation ends */
     if (size > 0) {

@@ -27,6 +27,10 @@ typedef struct draft {
 uint32_t below(uint32_t limit);
 void fuzz_seed(uint64_t seed);
 
+static inline size_t align(size_t size, size_t alignment) {
+    return (size + alignment - 1) / alignment * alignment;
+}
+
 /* Bytes that a tensor's record says it takes; 0 where format, layout or shape are not allowed or the bytes too many. */
 size_t tensor_bytes_of(const lil_tensor *tensor);
 

@@ -96,6 +96,10 @@ def attributes() -> list[Case]:
         _op("attention", "a1", 65537, "head-dim-above-limit", "head_dim is 65537; must be an integer, 1 to 65536"),
         _op("attention", "a2", nan, "logit-scale-nan", "logit_scale is nan; must be a finite float"),
         _op("attention", "a2", infinity, "logit-scale-infinite", "logit_scale is inf; must be a finite float"),
+        _op("attention", "a3", 5, "num-queries-beyond", "num_queries is 5; must be at most 4"),
+        _op("attention", "a3", 2**32 - 1, "num-queries-all-ones", "num_queries is 4294967295; must be at most 4"),
+        _op("attention", "a3", 2, "num-queries-lie", r"output \(buffer \d+\) is 5 x 8; must be 2 x 8"),
+        _op("attention", "a4", 1, "unused-attribute", "unused slots of 'a' are"),
         _op("select_row", "a0", 1, "row-beyond", "row is 1; must be at most 0"),
         _op("select_row", "a0", 2**32 - 1, "row-all-ones", "row is 4294967295; must be at most 0"),
     ]

@@ -11,7 +11,7 @@ from lilliput.compress.quantize import Quantization
 from lilliput.config import LayerSettings, ModelSettings, QuantizeSettings, StemConvSettings
 from lilliput.lower import lower
 from lilliput.models.vit import ViT
-from lilliput.peers.graph import as_pixels, as_torch
+from lilliput.peers.graph import Attention, as_pixels, as_torch
 from lilliput.program import reference
 from lilliput.program.builder import ProgramBuilder
 from lilliput.program.program import Program
@@ -90,6 +90,26 @@ def test_module_is_close_to_the_reference(name: str) -> None:
     images = random_images(64, model.image_shape)
     difference = outputs(program, images) - reference.run(program, rows(images))
     assert np.abs(difference).max() <= 0.2 * outputs(program, images).std()
+
+
+def test_the_class_token_alone_asks_in_the_last_block() -> None:
+    """The peers get the work that our program has, not more."""
+    module = as_torch(lower(quantized("class token"), {"labels": list("abcde")}))
+    attentions = [step for step in module.steps if isinstance(step, Attention)]
+    assert [step.num_queries for step in attentions] == [0, 1]
+    rows_of_context = []
+    attentions[-1].register_forward_hook(lambda _module, _inputs, output: rows_of_context.append(output.shape[1]))
+    module(torch.from_numpy(as_pixels(random_images(2, (8, 8, 1)))))
+    assert rows_of_context == [1]
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+@pytest.mark.parametrize("num_queries", [0, 1, 4])
+def test_attention_of_the_first_tokens(explicit: bool, num_queries: int) -> None:
+    x = torch.randn(2, 6, 3 * 2 * 5, generator=torch.Generator().manual_seed(0))
+    every = Attention(2, 5, 0.4, 0, explicit=False)(x)
+    first = Attention(2, 5, 0.4, num_queries, explicit)(x)
+    torch.testing.assert_close(first, every[:, : num_queries or 6])
 
 
 def test_every_op(good_program: Program) -> None:

@@ -72,6 +72,15 @@ def test_float_attributes_are_rounded_to_float32() -> None:
     assert program.ops[1].attributes == {"eps": float(np.float32(1e-6))}
 
 
+def test_attributes_with_a_default_may_be_left_out() -> None:
+    b, y = started()
+    every = b.emit("attention", [y], num_heads=2, head_dim=2, logit_scale=0.5)
+    one = b.emit("attention", [y], num_heads=2, head_dim=2, logit_scale=0.5, num_queries=1)
+    program = b.build(output=b.emit("mean_rows", [every]), metadata=metadata(labels=4))
+    assert [op.attributes["num_queries"] for op in program.ops[1:3]] == [0, 1]
+    assert [(program.buffers[index].rows, program.buffers[index].cols) for index in (every, one)] == [(4, 4), (1, 4)]
+
+
 def test_output_takes_no_arena() -> None:
     b, y = started()
     y = b.emit("mean_rows", [y])
@@ -93,6 +102,14 @@ def test_output_takes_no_arena() -> None:
         ("select_row", [1], [], {"row": -1}, "row is -1; must be an integer, 0 to 4294967295"),
         ("select_row", [1], [], {"row": 1.0}, "row is 1.0; must be an integer"),
         ("attention", [1], [], {"num_heads": 5, "head_dim": 2, "logit_scale": 1.0}, "input is 4 x 12; must be 4 x 30"),
+        (
+            "attention",
+            [1],
+            [],
+            {"num_heads": 2, "head_dim": 2, "logit_scale": 1.0, "num_queries": 4},
+            "num_queries is 4; must be at most 3",
+        ),
+        ("attention", [1], [], {"num_heads": 2, "head_dim": 2}, r"attributes are \['head_dim', 'num_heads', 'num_que"),
         ("layer_norm", [1], [0, 0], {"eps": float("nan")}, "eps is nan; must be a finite float"),
         ("layer_norm", [1], [0, 0], {"eps": 1e-60}, "eps is 0.0; must be above 0"),
     ],

@@ -3,6 +3,7 @@
 import numpy as np
 
 from lilliput.program import cost
+from lilliput.program.builder import ProgramBuilder
 from lilliput.program.program import Program
 
 
@@ -16,6 +17,19 @@ def test_macs_are_those_of_the_integer_products(good_program: Program) -> None:
         ("linear", 1 * 3 * 7),
     ]
     assert cost.macs(good_program) == sum(count for _, count in by_op)
+
+
+def test_an_attention_of_few_queries_costs_that_much_less() -> None:
+    b = ProgramBuilder()
+    ones = np.ones((1, 24), np.float32)
+    constants = [b.tensor(name, role="constant", format="f32", values=ones) for name in ("scale", "shift")]
+    x = b.emit("normalize", [b.input("image", 5, 24)], constants)
+    for num_queries in (0, 1, 3):
+        y = b.emit("attention", [x], num_heads=2, head_dim=4, logit_scale=0.5, num_queries=num_queries)
+    image = {"height": 5, "width": 1, "channels": 24}
+    metadata = {"task": "image-classification", "labels": [str(label) for label in range(8)], "image": image}
+    program = b.build(output=b.emit("mean_rows", [y]), metadata=metadata)
+    assert cost.op_macs(program) == [0, 2 * 2 * 5 * 5 * 4, 2 * 2 * 1 * 5 * 4, 2 * 2 * 3 * 5 * 4, 0]
 
 
 def test_parameters_are_counted_on_the_levels(good_program: Program) -> None:

@@ -283,6 +283,18 @@ def test_attention(values: str, tokens: int, heads: int, head_dim: int) -> None:
         assert_same_bits(finish(b, y, tokens, heads * head_dim, (tokens, width)), images_of(rng, tokens, width))
 
 
+@pytest.mark.parametrize("values", ["plain", "tiny", "overflow", "one-exponent"])
+@pytest.mark.parametrize(("tokens", "heads", "head_dim"), [(2, 3, 5), (5, 2, 7), (17, 1, 33), (33, 2, 16)])
+def test_attention_of_the_first_tokens(values: str, tokens: int, heads: int, head_dim: int) -> None:
+    for queries in {1, tokens // 2, tokens - 1}:
+        rng = np.random.default_rng([tokens, heads, head_dim])
+        width = 3 * heads * head_dim
+        b, x = start(values, rng, tokens, width)
+        scale = head_dim**-0.5
+        y = b.emit("attention", [x], num_heads=heads, head_dim=head_dim, logit_scale=scale, num_queries=queries)
+        assert_same_bits(finish(b, y, queries, heads * head_dim, (tokens, width)), images_of(rng, tokens, width))
+
+
 @pytest.mark.parametrize("token", [0, 2])
 def test_attention_with_a_score_that_is_nan(token: int) -> None:
     """One key is infinite and the logit scale 0: a NaN wins the maximum only where it is the first."""

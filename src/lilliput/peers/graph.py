@@ -65,23 +65,28 @@ class Unfold(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention of [B, T, 3*H*dh] (q, k, v blocks with the heads inside).
+    """Multi-head self-attention of [B, T, 3*H*dh] (q, k, v blocks with the heads inside) -> [B, Q, H*dh].
 
+    `num_queries`: only so many first tokens ask; 0: all of them, Q = T.
     `explicit`: two products and a softmax instead of torch's fused function, for exporters that decompose it badly.
     """
 
-    def __init__(self, num_heads: int, head_dim: int, logit_scale: float, explicit: bool) -> None:
+    def __init__(self, num_heads: int, head_dim: int, logit_scale: float, num_queries: int, explicit: bool) -> None:
         super().__init__()
-        self.num_heads, self.head_dim, self.logit_scale, self.explicit = num_heads, head_dim, logit_scale, explicit
+        self.num_heads, self.head_dim, self.num_queries = num_heads, head_dim, num_queries
+        self.logit_scale, self.explicit = logit_scale, explicit
 
     def forward(self, x: Tensor) -> Tensor:
         batch, tokens = x.shape[:2]
         q, k, v = x.reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        queries = self.num_queries or tokens
+        if self.num_queries:
+            q = q[:, :, :queries]
         if self.explicit:
             context = torch.softmax((q * self.logit_scale) @ k.transpose(-1, -2), dim=-1) @ v
         else:
             context = F.scaled_dot_product_attention(q, k, v, scale=self.logit_scale)
-        return context.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.head_dim)
+        return context.transpose(1, 2).reshape(batch, queries, self.num_heads * self.head_dim)
 
 
 class Add(nn.Module):
@@ -265,8 +270,9 @@ class _Translation:
         return norm
 
     def attention(self, op: Op) -> nn.Module:
-        num_heads, head_dim, logit_scale = op.attributes.values()
-        return Attention(int(num_heads), int(head_dim), float(logit_scale), self.explicit_attention)
+        num_heads, head_dim, logit_scale, num_queries = op.attributes.values()
+        sizes = (int(num_heads), int(head_dim), float(logit_scale), int(num_queries))
+        return Attention(*sizes, explicit=self.explicit_attention)
 
     def prepend_token(self, op: Op) -> nn.Module:
         return PrependToken(self._dequantized(op))

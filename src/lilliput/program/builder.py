@@ -58,7 +58,8 @@ class ProgramBuilder:
         name: str | None = None,
         **attributes: int | float,
     ) -> int | tuple[int, ...]:
-        """Append an op; `name` is its first output's (default: kind and position).
+        """Append an op; `name` is its first output's (default: kind and position). Attributes that have a default in
+        `ops.OPS` may be left out.
 
         Returns:
             the output's handle, or a tuple where there are several (`quantize`: levels, scale); scratch left out.
@@ -125,6 +126,7 @@ class ProgramBuilder:
     def _attributes(kind: str, given: Mapping[str, int | float]) -> dict[str, int | float]:
         """In the table's order, floats rounded to float32 as the file holds them."""
         specs = OPS[kind].attributes
+        given = {one.name: one.default for one in specs if one.default is not None} | dict(given)
         if given.keys() != {attribute.name for attribute in specs}:
             raise ArtifactError(f"attributes are {sorted(given)}; must be {[attribute.name for attribute in specs]}")
         ordered: dict[str, int | float] = {

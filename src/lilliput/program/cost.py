@@ -48,9 +48,10 @@ def parameter_counts(program: Program) -> ParameterCounts:
 
 
 def _macs(program: Program, op: Op) -> int:
-    rows = program.buffers[op.inputs[0]].rows
+    rows = program.buffers[op.outputs[0]].rows  # of an attention: one a query
     if op.kind in ("linear", "linear_add"):
         return rows * program.tensors[op.tensors[0]].values.size
     if op.kind == "attention":
-        return 2 * int(op.attributes["num_heads"]) * rows * rows * int(op.attributes["head_dim"])
+        tokens = program.buffers[op.inputs[0]].rows
+        return 2 * int(op.attributes["num_heads"]) * rows * tokens * int(op.attributes["head_dim"])
     return 0

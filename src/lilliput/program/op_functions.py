@@ -105,19 +105,21 @@ def layer_norm(inputs: Sequence[Array], tensors: Sequence[Array], attributes: At
 
 
 def attention(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
-    """Full attention, both products integer; columns are q, k, v blocks with the heads inside."""
+    """Full attention of the first `num_queries` tokens (0: of all), both products integer; columns are q, k, v blocks
+    with the heads inside."""
     num_heads, head_dim = int(attributes["num_heads"]), int(attributes["head_dim"])
     batch, tokens, _ = inputs[0].shape
+    queries = int(attributes["num_queries"]) or tokens
     heads = inputs[0].reshape(batch, tokens, 3, num_heads, head_dim)
-    out = np.empty((batch, tokens, num_heads, head_dim), np.float32)
+    out = np.empty((batch, queries, num_heads, head_dim), np.float32)
     for head in range(num_heads):
         q, k, v = (heads[:, :, block, head] for block in range(3))
-        out[:, :, head] = _attend(q, k, v, np.float32(attributes["logit_scale"]))
-    return (out.reshape(batch, tokens, num_heads * head_dim),)
+        out[:, :, head] = _attend(q[:, :queries], k, v, np.float32(attributes["logit_scale"]))
+    return (out.reshape(batch, queries, num_heads * head_dim),)
 
 
 def _attend(q: Float, k: Float, v: Float, logit_scale: np.float32) -> Float:
-    """One head, [B, T, dh] each; a row of [B, T(query), T(key)] is one query's."""
+    """One head, q [B, Q, dh], k and v [B, T, dh]; a row of [B, Q, T] is one query's."""
     (q_levels, q_scale), (k_levels, k_scale), (v_levels, v_scale) = map(quantize_rows, (q, k, v))
     logits = level_products(q_levels, k_levels).astype(np.float32)
     logits *= q_scale * logit_scale

@@ -46,12 +46,16 @@ class TensorSlot(NamedTuple):
 
 
 class Attribute(NamedTuple):
-    """A u32 within [minimum, maximum], or (`is_float`) any finite float32 unless the shape rule says more."""
+    """A u32 within [minimum, maximum], or (`is_float`) any finite float32 unless the shape rule says more.
+
+    `default`: what a builder takes where none is given.
+    """
 
     name: str
     minimum: int = 0
     maximum: int = U32_MAX
     is_float: bool = False
+    default: int | None = None
 
 
 @dataclass(frozen=True)
@@ -153,10 +157,11 @@ def _layer_norm_shapes(operands: Operands) -> tuple[Shape, ...]:
 
 def _attention_shapes(operands: Operands) -> tuple[Shape, ...]:
     (x,) = operands.inputs
-    num_heads, head_dim = operands.integer("num_heads"), operands.integer("head_dim")
+    num_heads, head_dim, num_queries = (operands.integer(name) for name in ("num_heads", "head_dim", "num_queries"))
     _expect("input", x, x.rows, 3 * num_heads * head_dim)
     _at_most("number of tokens", x.rows, MAX_PRODUCT_LENGTH)
-    return (Shape(x.rows, num_heads * head_dim), Shape(1, attention_scratch_bytes(x.rows, head_dim)))
+    _at_most("num_queries", num_queries, x.rows - 1)
+    return (Shape(num_queries or x.rows, num_heads * head_dim), Shape(1, attention_scratch_bytes(x.rows, head_dim)))
 
 
 def _prepend_token_shapes(operands: Operands) -> tuple[Shape, ...]:
@@ -266,6 +271,7 @@ OPS: dict[str, OpSpec] = {
             Attribute("num_heads", 1),
             Attribute("head_dim", 1, MAX_PRODUCT_LENGTH),
             Attribute("logit_scale", is_float=True),
+            Attribute("num_queries", default=0),  # 0: every token asks
         ),
         shapes=_attention_shapes,
         function=op_functions.attention,

@@ -282,19 +282,23 @@ static void make_attention(test_case *c) {
     static const float some_scales[] = {0.25f, 0.125f, 1.0f, -3.0f, 0.0f, 3e38f, 1e-40f};
     const size_t tokens = one_in(256) ? between(100, 260) : random_size(one_in(4) ? 100 : 50);
     const size_t head_dim = random_size(one_in(3) ? 80 : 40), num_heads = tokens > 100 ? 1 : between(1, 4);
-    const size_t width = num_heads * head_dim;
+    const size_t width = num_heads * head_dim, asking = one_in(4) ? below(tokens) : 0; /* 0: all of them ask */
     lil_attention_scratch at;
     (void)lil_attention_layout(tokens, head_dim, &at);
     float *x = add_input(c, 0, tokens, 3 * width, true);
-    for (size_t block = 0; block < 3; block++) {
+    for (size_t i = 0; i < tokens * 3 * width; i++) {
+        x[i] = random_unit() * 3.0f;
+    }
+    for (size_t block = one_in(2) ? 3 : below(3); block < 3; block++) { /* all plain; values; keys, values; all */
         fill_floats(x + block * width, tokens, width, 3 * width);
     }
-    add_output(c, 0, tokens, width, true);
+    add_output(c, 0, asking > 0 ? asking : tokens, width, true);
     c->scratch_bytes = (size_t)at.bytes;
     c->call.out[1] = (lil_output){NULL, 1, c->scratch_bytes}; /* another thread's, perhaps: kernels take the part's */
     c->call.a[0] = (uint32_t)num_heads;
     c->call.a[1] = (uint32_t)head_dim;
     c->call.a[2] = bits_of(one_in(3) ? some_scales[below(7)] : 4.0f / (float)head_dim);
+    c->call.a[3] = (uint32_t)asking;
     set_part(c, num_heads);
 }
 

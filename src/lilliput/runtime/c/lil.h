@@ -73,6 +73,7 @@ typedef enum lil_isa {
     LIL_SCALAR = 0, /* plain C, everywhere */
     LIL_AVX2,       /* x86-64 */
     LIL_AVX512,     /* x86-64: AVX-512 F, BW, DQ, VL, VBMI and VNNI */
+    LIL_AMX,        /* x86-64: the same, and AMX with int8 */
     LIL_NEON,       /* aarch64 */
     LIL_NEONDOT,    /* aarch64 with the dot product instructions (Armv8.2 and later) */
     LIL_ISA_COUNT

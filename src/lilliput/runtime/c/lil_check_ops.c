@@ -86,15 +86,16 @@ static lil_status layer_norm_fits(const lil_operands *o) {
 }
 
 static lil_status attention_fits(const lil_operands *o) {
-    const uint32_t num_heads = o->a[0], head_dim = o->a[1], num_tokens = o->in[0].rows;
+    const uint32_t num_heads = o->a[0], head_dim = o->a[1], num_queries = o->a[3], num_tokens = o->in[0].rows;
     uint64_t block, cols;
     lil_attention_scratch scratch;
-    if (num_heads < 1 || head_dim < 1 || head_dim > LIL_MAX_DEPTH || !is_finite(o->a[2])) {
+    if (num_heads < 1 || head_dim < 1 || head_dim > LIL_MAX_DEPTH || !is_finite(o->a[2]) ||
+        num_queries >= num_tokens) {
         return LIL_BAD_OP_ATTRIBUTE;
     }
     return shape_status(num_tokens <= LIL_MAX_DEPTH && lil_mul(num_heads, head_dim, &block) &&
                         lil_mul(block, 3, &cols) && is(&o->in[0], num_tokens, cols) &&
-                        is(&o->out[0], num_tokens, block) &&
+                        is(&o->out[0], num_queries == 0 ? num_tokens : num_queries, block) &&
                         lil_attention_layout(num_tokens, head_dim, &scratch) && is(&o->out[1], 1, scratch.bytes));
 }
 
@@ -130,7 +131,7 @@ const lil_rule lil_rules[LIL_NUM_KINDS] = {
     [LIL_LINEAR] = {{LIL_I8, LIL_F32}, {LIL_F32}, PRODUCT_TENSORS, 1, linear_fits},
     [LIL_LINEAR_ADD] = {{LIL_I8, LIL_F32, LIL_F32}, {LIL_F32}, PRODUCT_TENSORS, 0, linear_add_fits},
     [LIL_LAYER_NORM] = {{LIL_F32}, {LIL_F32}, {LIL_BF16_SLOT, LIL_BF16_SLOT}, 1, layer_norm_fits},
-    [LIL_ATTENTION] = {{LIL_F32}, {LIL_F32, LIL_U8}, {0}, 3, attention_fits},
+    [LIL_ATTENTION] = {{LIL_F32}, {LIL_F32, LIL_U8}, {0}, 4, attention_fits},
     [LIL_PREPEND_TOKEN] = {{LIL_F32}, {LIL_F32}, EMBEDDING_TENSORS, 0, prepend_token_fits},
     [LIL_ADD_POSITIONS] = {{LIL_F32}, {LIL_F32}, EMBEDDING_TENSORS, 0, add_positions_fits},
     [LIL_SELECT_ROW] = {{LIL_F32}, {LIL_F32}, {0}, 1, select_row_fits},

@@ -13,6 +13,16 @@ extern const lil_kernel_table lil_kernels_avx2, lil_kernels_avx512;
 #define LIL_X86 0
 #endif
 
+/* Linux hands out AMX's registers on demand; other systems are left to AVX-512. */
+#define LIL_HAS_AMX 0
+#if LIL_X86 && defined(__linux__) && defined(__has_include)
+#if __has_include(<amxtileintrin.h>)
+#undef LIL_HAS_AMX
+#define LIL_HAS_AMX 1
+extern const lil_kernel_table lil_kernels_amx;
+#endif
+#endif
+
 #if defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__)) && !defined(LIL_SCALAR_ONLY)
 #define LIL_ARM 1
 extern const lil_kernel_table lil_kernels_neon, lil_kernels_neondot;

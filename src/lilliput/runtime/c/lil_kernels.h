@@ -73,8 +73,9 @@ void lil_op_linear_add(const lil_call *call, const lil_part *part);
 /* f32 [R, D], gamma bf16 [1, D], beta bf16 [1, D] -> f32 [R, D]; a: eps (f32 bits, > 0). */
 void lil_op_layer_norm(const lil_call *call, const lil_part *part);
 
-/* f32 [T, 3 * H * dh] -> f32 [T, H * dh], and scratch of lil_attention_layout's bytes; a: H, dh, logit scale (f32
- * bits). T and dh <= 65536, so no int32 sum overflows. */
+/* f32 [T, 3 * H * dh] -> f32 [Q, H * dh], and scratch of lil_attention_layout's bytes; a: H, dh, logit scale (f32
+ * bits), number of queries. Q = out[0].rows is 1..T: only the first Q tokens ask, all T are keys and values. T and
+ * dh <= 65536, so no int32 sum overflows. */
 void lil_op_attention(const lil_call *call, const lil_part *part);
 
 /* f32 [R, D], codes [1, D] in rows, scale bf16 [1, 1] -> f32 [R + 1, D]. */

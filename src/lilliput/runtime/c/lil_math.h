@@ -59,62 +59,62 @@ static inline float lil_gelu(float x) {
 }
 
 /* The fixed tree that ends every sum. */
-static inline float lil_lane_tree(float lanes[LIL_LANES]) {
+static inline float lil_lane_tree(float lane[LIL_LANES]) {
     for (int width = LIL_LANES / 2; width > 1; width /= 2) {
         for (int j = 0; j < width; j++) {
-            lanes[j] += lanes[j + width];
+            lane[j] += lane[j + width];
         }
     }
-    return lanes[0] + lanes[1];
+    return lane[0] + lane[1];
 }
 
 /* Sum of x[0..n). */
 static inline float lil_sum(const float *restrict x, size_t n) {
-    float lanes[LIL_LANES] = {0.0f};
+    float lane[LIL_LANES] = {0.0f};
     size_t i = 0;
     for (; i + LIL_LANES <= n; i += LIL_LANES) {
         for (size_t j = 0; j < LIL_LANES; j++) {
-            lanes[j] += x[i + j];
+            lane[j] += x[i + j];
         }
     }
     for (size_t j = 0; i + j < n; j++) {
-        lanes[j] += x[i + j];
+        lane[j] += x[i + j];
     }
-    return lil_lane_tree(lanes);
+    return lil_lane_tree(lane);
 }
 
 /* Sum of x[i] * x[i] over [0..n). */
 static inline float lil_sum_squares(const float *restrict x, size_t n) {
-    float lanes[LIL_LANES] = {0.0f};
+    float lane[LIL_LANES] = {0.0f};
     size_t i = 0;
     for (; i + LIL_LANES <= n; i += LIL_LANES) {
         for (size_t j = 0; j < LIL_LANES; j++) {
-            lanes[j] += x[i + j] * x[i + j];
+            lane[j] += x[i + j] * x[i + j];
         }
     }
     for (size_t j = 0; i + j < n; j++) {
-        lanes[j] += x[i + j] * x[i + j];
+        lane[j] += x[i + j] * x[i + j];
     }
-    return lil_lane_tree(lanes);
+    return lil_lane_tree(lane);
 }
 
 /* Largest |x[i]| over [0..n), at least 0. NaN never wins, so any order gives the same: lanes are allowed. */
 static inline float lil_max_magnitude(const float *restrict x, size_t n) {
-    float lanes[LIL_LANES] = {0.0f};
+    float lane[LIL_LANES] = {0.0f};
     size_t i = 0;
     for (; i + LIL_LANES <= n; i += LIL_LANES) {
         for (size_t j = 0; j < LIL_LANES; j++) {
             const float a = fabsf(x[i + j]);
-            lanes[j] = a > lanes[j] ? a : lanes[j];
+            lane[j] = a > lane[j] ? a : lane[j];
         }
     }
     for (size_t j = 0; i + j < n; j++) {
         const float a = fabsf(x[i + j]);
-        lanes[j] = a > lanes[j] ? a : lanes[j];
+        lane[j] = a > lane[j] ? a : lane[j];
     }
     float m = 0.0f;
     for (size_t j = 0; j < LIL_LANES; j++) {
-        m = lanes[j] > m ? lanes[j] : m;
+        m = lane[j] > m ? lane[j] : m;
     }
     return m;
 }

@@ -24,11 +24,24 @@ static const lil_kernel_table *const kernels[LIL_ISA_COUNT] = {
     [LIL_AVX2] = &lil_kernels_avx2,
     [LIL_AVX512] = &lil_kernels_avx512,
 #endif
+#if LIL_HAS_AMX
+    [LIL_AMX] = &lil_kernels_amx,
+#endif
 #if LIL_ARM
     [LIL_NEON] = &lil_kernels_neon,
     [LIL_NEONDOT] = &lil_kernels_neondot,
 #endif
 };
+
+/* Whose kernel serves where an instruction set has none of its own. */
+static const uint8_t base[LIL_ISA_COUNT] = {[LIL_AMX] = LIL_AVX512, [LIL_NEONDOT] = LIL_NEON}; /* else LIL_SCALAR */
+
+static lil_kernel kernel_of(lil_isa isa, uint16_t kind) {
+    while ((*kernels[isa])[kind] == NULL) {
+        isa = (lil_isa)base[isa]; /* ends: the scalar table is full */
+    }
+    return (*kernels[isa])[kind];
+}
 
 /* What the threads of a team divide among them: a kind's rows or heads; the kinds left out are done by one. */
 enum { DIVIDE_ROWS = 1, DIVIDE_HEADS };
@@ -165,10 +178,9 @@ static void work(void *argument, size_t thread) {
 static void run_op(const lil_model *model, const lil_context *context, const memory *m, const lil_op *op) {
     lil_call call;
     resolve(model, m, op, &call);
-    const lil_kernel best = (*kernels[model->isa])[op->kind];
     const int by = divide[op->kind];
     job j = {
-        .kernel = best != NULL ? best : lil_kernels_scalar[op->kind],
+        .kernel = kernel_of(model->isa, op->kind),
         .call = &call,
         .count = by == DIVIDE_ROWS ? call.out[0].rows : by == DIVIDE_HEADS ? call.a[0] : 1,
         .num_threads = num_threads(context),

@@ -26,6 +26,7 @@ bool lil_attention_layout(uint64_t num_tokens, uint64_t head_dim, lil_attention_
 /* One head's view of the call and of the scratch. */
 typedef struct head {
     size_t num_tokens;
+    size_t num_queries; /* the first of the tokens */
     size_t head_dim;
     size_t width;      /* head_dim padded to GROUP */
     size_t row_stride; /* floats between two tokens of the input: 3 * num_heads * head_dim */
@@ -116,7 +117,7 @@ static void attend(const head *h, float logit_scale, size_t out_stride, float *y
     quantize_tokens(h, h->k, h->keys, h->key_scales);
     quantize_tokens(h, h->v, h->values, h->value_scales);
     memset(h->query, 0, h->width);
-    for (size_t i = 0; i < h->num_tokens; i++, y += out_stride) {
+    for (size_t i = 0; i < h->num_queries; i++, y += out_stride) {
         float scale;
         score(h, lil_quantize_row(h->q + i * h->row_stride, h->head_dim, h->query), logit_scale);
         if (weigh(h, &scale)) {
@@ -137,6 +138,7 @@ void lil_op_attention(const lil_call *call, const lil_part *part) {
     for (size_t n = part->begin; n < part->end; n++) {
         const head h = {
             .num_tokens = call->in[0].rows,
+            .num_queries = call->out[0].rows,
             .head_dim = head_dim,
             .width = (size_t)at.width,
             .row_stride = 3 * block,

@@ -1,6 +1,28 @@
-/* The kernels of AVX-512. */
+/* The kernels of AVX-512 (F, BW, DQ, VL, VBMI, VNNI). */
 #include "lil_isa.h"
 
 #if LIL_X86
-const lil_kernel_table lil_kernels_avx512 = {0};
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,bmi2"))), \
+                             apply_to = function)
+#else
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni,bmi2")
+#endif
+
+#include "simd_lanes_avx512.h"
+#include "simd_rows.h"
+
+const lil_kernel_table lil_kernels_avx512 = {
+    [LIL_NORMALIZE] = normalize,
+    [LIL_UNFOLD] = unfold,
+    [LIL_QUANTIZE] = quantize,
+    [LIL_LAYER_NORM] = layer_norm,
+    [LIL_PREPEND_TOKEN] = prepend_token,
+    [LIL_ADD_POSITIONS] = add_positions,
+    [LIL_MEAN_ROWS] = mean_rows,
+};
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 #endif

@@ -1,0 +1,24 @@
+/* Weights of the file to int8 levels, by AVX-512. Internal. */
+#ifndef LIL_SIMD_DECODE_AVX512_H
+#define LIL_SIMD_DECODE_AVX512_H
+
+#include "simd_lanes_avx512.h"
+
+/* The table of a 4-bit format, four times over: vpermb looks at 6 bits of its index, of which the upper two may then
+ * be anything. */
+LIL_INLINE __m512i table_4bit(uint16_t format) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)lil_levels_4bit[format - LIL_INT4]));
+}
+
+/* Levels of inputs [k0, k0 + n) of 16 outputs, both multiples of 8, in the order of 8-bit `tiles`: 16 * n bytes. */
+LIL_INLINE void decode_tiles(const uint8_t *codes, uint16_t format, size_t k0, size_t n, uint8_t *levels) {
+    const __m512i table = table_4bit(format);
+    codes += 8 * k0;
+    for (size_t i = 0; i < 8 * n; i += 64) {
+        const __m512i pairs = _mm512_loadu_si512(codes + i);
+        _mm512_storeu_si512(levels + 2 * i, _mm512_permutexvar_epi8(pairs, table));
+        _mm512_storeu_si512(levels + 2 * i + 64, _mm512_permutexvar_epi8(_mm512_srli_epi16(pairs, 4), table));
+    }
+}
+
+#endif

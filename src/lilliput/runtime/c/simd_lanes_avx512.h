@@ -1,0 +1,134 @@
+/* Sixteen lanes of AVX-512. Internal: the vocabulary in which the simd_*.h kernels are written, which the files
+ * simd_lanes_*.h give for each instruction set. `lanes` are 16 floats, the 16 lanes of the format's sums; `lanes_i32`
+ * are 16 int32. Where NaN can come in, the order of the operands of max and min matters: see lanes_max. */
+#ifndef LIL_SIMD_LANES_H
+#define LIL_SIMD_LANES_H
+
+#include <immintrin.h>
+
+#include "lil_kernels.h"
+
+#define LIL_INLINE static inline __attribute__((always_inline))
+
+typedef __m512 lanes;
+typedef __m512i lanes_i32;
+
+/* A mask of the first n lanes, all 16 for n >= 16. */
+LIL_INLINE __mmask16 lanes_mask(size_t n) {
+    return n >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << n) - 1u);
+}
+
+/* Loads and stores; `_part` ones touch only the first n (0..16) elements, and load 0 into the other lanes. */
+LIL_INLINE lanes lanes_load(const float *p) {
+    return _mm512_loadu_ps(p);
+}
+LIL_INLINE lanes lanes_load_part(const float *p, size_t n) {
+    return _mm512_maskz_loadu_ps(lanes_mask(n), p);
+}
+LIL_INLINE void lanes_store(float *p, lanes x) {
+    _mm512_storeu_ps(p, x);
+}
+LIL_INLINE void lanes_store_part(float *p, lanes x, size_t n) {
+    _mm512_mask_storeu_ps(p, lanes_mask(n), x);
+}
+LIL_INLINE lanes_i32 lanes_i32_load(const int32_t *p) {
+    return _mm512_loadu_si512(p);
+}
+
+LIL_INLINE lanes lanes_set(float x) {
+    return _mm512_set1_ps(x);
+}
+LIL_INLINE lanes lanes_zero(void) {
+    return _mm512_setzero_ps();
+}
+LIL_INLINE lanes lanes_add(lanes a, lanes b) {
+    return _mm512_add_ps(a, b);
+}
+LIL_INLINE lanes lanes_sub(lanes a, lanes b) {
+    return _mm512_sub_ps(a, b);
+}
+LIL_INLINE lanes lanes_mul(lanes a, lanes b) {
+    return _mm512_mul_ps(a, b);
+}
+LIL_INLINE lanes lanes_div(lanes a, lanes b) {
+    return _mm512_div_ps(a, b);
+}
+/* a > b ? a : b, and a < b ? a : b: where either is NaN, b. */
+LIL_INLINE lanes lanes_max(lanes a, lanes b) {
+    return _mm512_max_ps(a, b);
+}
+LIL_INLINE lanes lanes_min(lanes a, lanes b) {
+    return _mm512_min_ps(a, b);
+}
+LIL_INLINE lanes lanes_abs(lanes x) {
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7FFFFFFF)));
+}
+/* x in the lanes where a >= b, else +0. */
+LIL_INLINE lanes lanes_where_ge(lanes a, lanes b, lanes x) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_GE_OQ), x);
+}
+
+/* The format's tree: lane j + lane j+8, then +4, +2, +1. */
+LIL_INLINE float lanes_tree(lanes x) {
+    const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1));
+    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x), upper);
+    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+/* The largest lane; none is NaN. */
+LIL_INLINE float lanes_largest(lanes x) {
+    return _mm512_reduce_max_ps(x);
+}
+
+/* Each lane to an integer: half to even, and towards zero. All are within int32. */
+LIL_INLINE lanes_i32 lanes_round(lanes x) {
+    return _mm512_cvtps_epi32(x);
+}
+LIL_INLINE lanes_i32 lanes_truncate(lanes x) {
+    return _mm512_cvttps_epi32(x);
+}
+LIL_INLINE lanes lanes_from_i32(lanes_i32 x) {
+    return _mm512_cvtepi32_ps(x);
+}
+/* p * 2^n, where `biased` = n + 1.5 * 2^23 holds n in its lowest bits, and p and the result are normal numbers. */
+LIL_INLINE lanes lanes_times_power(lanes p, lanes biased) {
+    const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(biased), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent));
+}
+/* table[k] of 32, for each lane. */
+LIL_INLINE lanes lanes_look_up(const float table[32], lanes_i32 k) {
+    return _mm512_permutex2var_ps(_mm512_loadu_ps(table), k, _mm512_loadu_ps(table + 16));
+}
+
+/* Bytes, bf16 and codes to lanes; int32 lanes to bytes. */
+LIL_INLINE lanes lanes_from_u8(const uint8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
+LIL_INLINE lanes lanes_from_bf16(const uint8_t *p) {
+    const __m256i upper = _mm256_loadu_si256((const __m256i *)(const void *)p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(upper), 16));
+}
+LIL_INLINE lanes lanes_from_bf16_part(const uint8_t *p, size_t n) {
+    const __m256i upper = _mm256_maskz_loadu_epi16(lanes_mask(n), p);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(upper), 16));
+}
+LIL_INLINE lanes lanes_from_i8(const int8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
+/* Levels of the 16 codes of 4 bits in the 8 bytes at p, the low nibble first. */
+LIL_INLINE lanes lanes_from_codes4(const uint8_t *p, const int8_t levels[16]) {
+    const __m128i pairs = _mm_loadl_epi64((const __m128i *)(const void *)p), low = _mm_set1_epi8(15);
+    const __m128i codes = _mm_unpacklo_epi8(_mm_and_si128(pairs, low), _mm_and_si128(_mm_srli_epi16(pairs, 4), low));
+    const __m128i table = _mm_loadu_si128((const __m128i *)(const void *)levels);
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_shuffle_epi8(table, codes)));
+}
+/* The lowest byte of each lane. */
+LIL_INLINE void lanes_i32_store_i8(int8_t *p, lanes_i32 x) {
+    _mm_storeu_si128((__m128i *)(void *)p, _mm512_cvtepi32_epi8(x));
+}
+LIL_INLINE void lanes_i32_store_i8_part(int8_t *p, lanes_i32 x, size_t n) {
+    _mm512_mask_cvtepi32_storeu_epi8(p, lanes_mask(n), x);
+}
+
+#endif

@@ -1,0 +1,95 @@
+/* exp, gelu, quantize_row and what the kernels of simd_*.h share, on sixteen lanes. Internal; each equals its scalar
+ * twin of lil_math.h bit for bit. */
+#ifndef LIL_SIMD_MATH_H
+#define LIL_SIMD_MATH_H
+
+#include "lil_math.h"
+
+#ifndef LIL_SIMD_LANES_H
+#error "include one simd_lanes_*.h first"
+#endif
+
+/* e^x for x <= 0 or NaN (then e^-87). */
+LIL_INLINE lanes lanes_exp(lanes x) {
+    const lanes magic = lanes_set(12582912.0f); /* 1.5 * 2^23: adding it rounds, see lil_rint */
+    x = lanes_max(x, lanes_set(-87.0f));
+    const lanes biased = lanes_add(lanes_mul(x, lanes_set(LIL_LOG2E)), magic);
+    const lanes n = lanes_sub(biased, magic);
+    const lanes r = lanes_sub(lanes_sub(x, lanes_mul(n, lanes_set(LIL_LN2_HI))), lanes_mul(n, lanes_set(LIL_LN2_LO)));
+    lanes p = lanes_set(LIL_EXP_C[0]);
+    for (int i = 1; i < 6; i++) {
+        p = lanes_add(lanes_mul(p, r), lanes_set(LIL_EXP_C[i]));
+    }
+    return lanes_times_power(p, biased); /* p is 0.7 to 1.5 and n >= -126, where p > 1: a normal number */
+}
+
+LIL_INLINE lanes lanes_relu(lanes x) {
+    return lanes_max(x, lanes_zero());
+}
+
+LIL_INLINE lanes lanes_gelu(lanes x) {
+    const lanes scaled = lanes_mul(lanes_abs(x), lanes_set(LIL_GELU_INV_STEP));
+    const lanes u = lanes_min(lanes_max(scaled, lanes_zero()), lanes_set(31.999998f));
+    const lanes_i32 k = lanes_truncate(u);
+    const lanes t = lanes_sub(u, lanes_from_i32(k));
+    lanes h = lanes_add(lanes_mul(lanes_look_up(LIL_GELU_C3, k), t), lanes_look_up(LIL_GELU_C2, k));
+    h = lanes_add(lanes_mul(h, t), lanes_look_up(LIL_GELU_C1, k));
+    h = lanes_add(lanes_mul(h, t), lanes_look_up(LIL_GELU_C0, k));
+    return lanes_sub(lanes_relu(x), h);
+}
+
+/* The format's lanes of a sum of x[0..n). A tail's missing elements add +0, which changes no sum that began at +0. */
+LIL_INLINE float simd_sum(const float *x, size_t n) {
+    lanes sum = lanes_zero();
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        sum = lanes_add(sum, lanes_load(x + i));
+    }
+    if (i < n) {
+        sum = lanes_add(sum, lanes_load_part(x + i, n - i));
+    }
+    return lanes_tree(sum);
+}
+
+/* Largest |x[i]|, at least 0; NaN never wins. */
+LIL_INLINE float simd_max_magnitude(const float *x, size_t n) {
+    lanes m = lanes_zero();
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        m = lanes_max(lanes_abs(lanes_load(x + i)), m);
+    }
+    if (i < n) {
+        m = lanes_max(lanes_abs(lanes_load_part(x + i, n - i)), m);
+    }
+    return lanes_largest(m);
+}
+
+/* Levels of 16 values whose 127 / largest magnitude is `inverse`. */
+LIL_INLINE lanes_i32 simd_levels(lanes x, lanes inverse) {
+    const lanes scaled = lanes_max(lanes_mul(x, inverse), lanes_set(-127.0f)); /* NaN becomes -127 */
+    return lanes_round(lanes_min(scaled, lanes_set(127.0f)));
+}
+
+/* lil_quantize_row, and 0 into q[n..padded). */
+LIL_INLINE float simd_quantize_row(const float *x, size_t n, int8_t *q, size_t padded) {
+    const float m = simd_max_magnitude(x, n);
+    if (!(m >= LIL_TINY)) {
+        memset(q, 0, padded);
+        return 0.0f;
+    }
+    const lanes inverse = lanes_set(127.0f / m);
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        lanes_i32_store_i8(q + i, simd_levels(lanes_load(x + i), inverse));
+    }
+    if (i < n) {
+        lanes_i32_store_i8_part(q + i, simd_levels(lanes_load_part(x + i, n - i), inverse), n - i);
+        i = n;
+    }
+    for (; i < padded; i++) {
+        q[i] = 0;
+    }
+    return m / 127.0f;
+}
+
+#endif

@@ -1,0 +1,191 @@
+/* The kernels that go row by row over floats, on sixteen lanes: each the twin of the scalar one of its name. Internal;
+ * included once by each simd_<isa>.c. */
+#ifndef LIL_SIMD_ROWS_H
+#define LIL_SIMD_ROWS_H
+
+#include "simd_math.h"
+
+enum { PATTERN = 16 }; /* images of up to so many channels are normalised across their pixels */
+
+/* y[i] = x[i] * scale[i] + shift[i] over [0..n), n <= 16. */
+LIL_INLINE void normalize_part(const uint8_t *x, const float *scale, const float *shift, float *y, size_t n) {
+    uint8_t pixels[16] = {0};
+    memcpy(pixels, x, n);
+    const lanes scaled = lanes_mul(lanes_from_u8(pixels), lanes_load_part(scale, n));
+    lanes_store_part(y, lanes_add(scaled, lanes_load_part(shift, n)), n);
+}
+
+/* Scales and shifts repeat after `channels` pixels of a row; so do vectors of 16, after `channels` of them. */
+static void normalize_pixels(const uint8_t *x, const lil_call *call, float *y, size_t n) {
+    const size_t channels = call->in[0].cols;
+    float scale[16 * PATTERN], shift[16 * PATTERN];
+    for (size_t i = 0; i < 16 * channels; i++) {
+        scale[i] = lil_f32_at(call->tensor[0].data, i % channels);
+        shift[i] = lil_f32_at(call->tensor[1].data, i % channels);
+    }
+    size_t i = 0;
+    for (size_t at = 0; i + 16 <= n; i += 16, at = at + 16 < 16 * channels ? at + 16 : 0) {
+        const lanes scaled = lanes_mul(lanes_from_u8(x + i), lanes_load(scale + at));
+        lanes_store(y + i, lanes_add(scaled, lanes_load(shift + at)));
+    }
+    if (i < n) {
+        const size_t at = i % (16 * channels);
+        normalize_part(x + i, scale + at, shift + at, y + i, n - i);
+    }
+}
+
+static void normalize(const lil_call *call, const lil_part *part) {
+    const size_t cols = call->in[0].cols;
+    const uint8_t *x = (const uint8_t *)call->in[0].data + part->begin * cols;
+    float *y = (float *)call->out[0].data + part->begin * cols;
+    if (cols <= PATTERN) {
+        normalize_pixels(x, call, y, (part->end - part->begin) * cols);
+        return;
+    }
+    for (size_t r = part->begin; r < part->end; r++, x += cols, y += cols) {
+        for (size_t c = 0; c < cols; c += 16) {
+            const size_t n = cols - c < 16 ? cols - c : 16;
+            float scale[16], shift[16];
+            memcpy(scale, call->tensor[0].data + 4 * c, 4 * n);
+            memcpy(shift, call->tensor[1].data + 4 * c, 4 * n);
+            normalize_part(x + c, scale, shift, y + c, n);
+        }
+    }
+}
+
+static void quantize(const lil_call *call, const lil_part *part) {
+    const size_t cols = call->in[0].cols, padded = call->out[0].cols;
+    const float *x = (const float *)call->in[0].data + part->begin * cols;
+    int8_t *q = (int8_t *)call->out[0].data + part->begin * padded;
+    float *scale = call->out[1].data;
+    for (size_t r = part->begin; r < part->end; r++, x += cols, q += padded) {
+        scale[r] = simd_quantize_row(x, cols, q, padded);
+    }
+}
+
+/* y = x - mean over [0..n); the sum of the squares. */
+LIL_INLINE float center(const float *x, float mean, float *y, size_t n) {
+    const lanes m = lanes_set(mean);
+    lanes sum = lanes_zero();
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        const lanes d = lanes_sub(lanes_load(x + i), m);
+        lanes_store(y + i, d);
+        sum = lanes_add(sum, lanes_mul(d, d));
+    }
+    if (i < n) {
+        lanes_store_part(y + i, lanes_sub(lanes_load_part(x + i, n - i), m), n - i);
+        const lanes d = lanes_load_part(y + i, n - i); /* 0, not -mean, in the missing lanes */
+        sum = lanes_add(sum, lanes_mul(d, d));
+    }
+    return lanes_tree(sum);
+}
+
+static void layer_norm(const lil_call *call, const lil_part *part) {
+    const size_t cols = call->in[0].cols;
+    const float *x = (const float *)call->in[0].data + part->begin * cols;
+    float *y = (float *)call->out[0].data + part->begin * cols;
+    const uint8_t *gamma = call->tensor[0].data, *beta = call->tensor[1].data;
+    const float eps = lil_float_from_bits(call->a[0]), count = (float)cols;
+    for (size_t r = part->begin; r < part->end; r++, x += cols, y += cols) {
+        const float variance = center(x, simd_sum(x, cols) / count, y, cols) / count;
+        const lanes inverse = lanes_set(1.0f / sqrtf(variance + eps));
+        size_t c = 0;
+        for (; c + 16 <= cols; c += 16) {
+            const lanes scaled = lanes_mul(lanes_mul(lanes_load(y + c), inverse), lanes_from_bf16(gamma + 2 * c));
+            lanes_store(y + c, lanes_add(scaled, lanes_from_bf16(beta + 2 * c)));
+        }
+        if (c < cols) {
+            const size_t n = cols - c;
+            const lanes normal = lanes_mul(lanes_load_part(y + c, n), inverse);
+            const lanes scaled = lanes_mul(normal, lanes_from_bf16_part(gamma + 2 * c, n));
+            lanes_store_part(y + c, lanes_add(scaled, lanes_from_bf16_part(beta + 2 * c, n)), n);
+        }
+    }
+}
+
+/* y = (x, or nothing) + level * scale of a row of codes. */
+LIL_INLINE void embed_row(const lil_constant *codes, const uint8_t *row, float scale, const float *x, float *y) {
+    const bool wide = codes->format == LIL_INT8;
+    const int8_t *levels = lil_levels_4bit[wide ? 0 : codes->format - LIL_INT4];
+    for (size_t c = 0; c < codes->cols; c += 16) {
+        const size_t n = codes->cols - c < 16 ? codes->cols - c : 16;
+        uint8_t bytes[16] = {0};
+        memcpy(bytes, wide ? row + c : row + c / 2, wide ? n : (n + 1) / 2);
+        const lanes level = wide ? lanes_from_i8((const int8_t *)bytes) : lanes_from_codes4(bytes, levels);
+        const lanes value = lanes_mul(level, lanes_set(scale));
+        lanes_store_part(y + c, x == NULL ? value : lanes_add(lanes_load_part(x + c, n), value), n);
+    }
+}
+
+static void prepend_token(const lil_call *call, const lil_part *part) {
+    if (call->tensor[0].format > LIL_POT4) {
+        lil_op_prepend_token(call, part);
+        return;
+    }
+    const size_t cols = call->in[0].cols;
+    float *y = call->out[0].data;
+    embed_row(&call->tensor[0], call->tensor[0].data, lil_bf16_at(call->tensor[1].data, 0), NULL, y);
+    memcpy(y + cols, call->in[0].data, call->in[0].rows * cols * sizeof *y);
+}
+
+static void add_positions(const lil_call *call, const lil_part *part) {
+    const lil_constant *codes = &call->tensor[0];
+    if (codes->format > LIL_POT4) {
+        lil_op_add_positions(call, part);
+        return;
+    }
+    const size_t cols = call->in[0].cols, row_bytes = codes->format == LIL_INT8 ? cols : (cols + 1) / 2;
+    const float *x = call->in[0].data;
+    float *y = call->out[0].data;
+    for (size_t r = part->begin; r < part->end; r++) {
+        const float scale = lil_bf16_at(call->tensor[1].data, r);
+        embed_row(codes, codes->data + r * row_bytes, scale, x + r * cols, y + r * cols);
+    }
+}
+
+static void mean_rows(const lil_call *call, const lil_part *part) {
+    (void)part; /* not divided */
+    const size_t rows = call->in[0].rows, cols = call->in[0].cols;
+    const float *x = call->in[0].data;
+    float *y = call->out[0].data;
+    for (size_t c = 0; c < cols; c += 16) {
+        const size_t n = cols - c < 16 ? cols - c : 16;
+        lanes sum = lanes_zero();
+        for (size_t r = 0; r < rows; r++) {
+            sum = lanes_add(sum, lanes_load_part(x + r * cols + c, n));
+        }
+        lanes_store_part(y + c, lanes_div(sum, lanes_set((float)rows)), n);
+    }
+}
+
+/* Copy n floats; the missing ones of a last vector are neither read nor written. */
+LIL_INLINE void copy_floats(const float *x, float *y, size_t n) {
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        lanes_store(y + i, lanes_load(x + i));
+    }
+    if (i < n) {
+        lanes_store_part(y + i, lanes_load_part(x + i, n - i), n - i);
+    }
+}
+
+/* Windows that lie in the image as a whole are copied row by row; the others as the scalar kernel does. */
+static void unfold(const lil_call *call, const lil_part *part) {
+    const size_t width = call->a[1], kernel = call->a[2], stride = call->a[3], channels = call->in[0].cols;
+    if (call->a[4] > 0) {
+        lil_op_unfold(call, part);
+        return;
+    }
+    const size_t across = (width - kernel) / stride + 1, run = kernel * channels;
+    float *y = (float *)call->out[0].data + part->begin * call->out[0].cols;
+    for (size_t window = part->begin; window < part->end; window++) {
+        const size_t top = window / across * stride, left = window % across * stride;
+        const float *x = (const float *)call->in[0].data + (top * width + left) * channels;
+        for (size_t ky = 0; ky < kernel; ky++, x += width * channels, y += run) {
+            copy_floats(x, y, run);
+        }
+    }
+}
+
+#endif

@@ -1,0 +1,126 @@
+/* A file taken apart and put together. */
+#include "lil_crc32.h"
+#include "mutate.h"
+
+enum { FIRST_SECTION = sizeof(lil_header) + LIL_NUM_SECTIONS * sizeof(lil_section) };
+
+size_t tensor_bytes_of(const lil_tensor *t) {
+    if (t->format < LIL_FORMAT_F32 || t->format > LIL_POT4 || t->layout > LIL_TILES || t->rows < 1 || t->cols < 1 ||
+        t->rows > MAX_TENSOR_BYTES || t->cols > MAX_TENSOR_BYTES) {
+        return 0;
+    }
+    const size_t rows = t->layout == LIL_TILES ? align(t->rows, 16) : t->rows;
+    const size_t cols = t->layout == LIL_TILES ? align(t->cols, 8) : t->cols;
+    const size_t bytes = t->format == LIL_FORMAT_F32 ? 4 * rows * cols
+                         : t->format == LIL_BF16     ? 2 * rows * cols
+                         : t->format == LIL_INT8     ? rows * cols
+                                                     : rows * ((cols + 1) / 2);
+    return bytes <= MAX_TENSOR_BYTES ? bytes : 0;
+}
+
+void seal(uint8_t *file, size_t size) {
+    const uint64_t bytes = size;
+    memcpy(file + 16, &bytes, sizeof bytes);
+    const uint32_t checksum = lil_crc32(file + 16, size - 16);
+    memcpy(file + 12, &checksum, sizeof checksum);
+}
+
+static bool take_records(const uint8_t *file, const lil_section *section, size_t record_bytes, void *records,
+                         uint32_t *count) {
+    *count = section->count;
+    if (section->count > MAX_DRAFT_RECORDS || section->bytes != section->count * record_bytes) {
+        return false;
+    }
+    memcpy(records, file + section->offset, section->bytes);
+    return true;
+}
+
+bool take_apart(draft *d, const uint8_t *file, size_t size) {
+    lil_section sections[LIL_NUM_SECTIONS];
+    if (size < FIRST_SECTION) {
+        return false;
+    }
+    memcpy(&d->header, file, sizeof d->header);
+    memcpy(sections, file + sizeof d->header, sizeof sections);
+    for (size_t i = 0; i < LIL_NUM_SECTIONS; i++) {
+        if (sections[i].offset > size || sections[i].bytes > size - sections[i].offset) {
+            return false;
+        }
+    }
+    if (!take_records(file, &sections[0], sizeof(lil_buffer), d->buffers, &d->num_buffers) ||
+        !take_records(file, &sections[1], sizeof(lil_tensor), d->tensors, &d->num_tensors) ||
+        !take_records(file, &sections[2], sizeof(lil_op), d->ops, &d->num_ops)) {
+        return false;
+    }
+    for (uint32_t i = 0; i < d->num_tensors; i++) {
+        const size_t bytes = tensor_bytes_of(&d->tensors[i]), start = (size_t)d->tensors[i].offset;
+        const bool inside = start <= sections[3].bytes && bytes <= sections[3].bytes - start;
+        d->value_bytes[i] = inside ? bytes : 0;
+        memcpy(d->values[i], file + sections[3].offset + (inside ? start : 0), d->value_bytes[i]);
+    }
+    d->metadata_bytes = sections[4].bytes < MAX_METADATA_BYTES ? (size_t)sections[4].bytes : MAX_METADATA_BYTES;
+    memcpy(d->metadata, file + sections[4].offset, d->metadata_bytes);
+    d->num_golden = sections[5].count;
+    return true;
+}
+
+/* Append a section at the next multiple of 64; its start. SIZE_MAX in `*size` where it does not fit. */
+static size_t append(uint8_t *file, size_t *size, size_t capacity, uint32_t kind, uint32_t count, const void *content,
+                     size_t bytes) {
+    const size_t start = align(*size, LIL_FILE_ALIGNMENT);
+    if (*size == SIZE_MAX || start > capacity || bytes > capacity - start) {
+        *size = SIZE_MAX;
+        return 0;
+    }
+    const lil_section section = {kind, count, start, bytes};
+    memset(file + *size, 0, start - *size);
+    if (content != NULL) {
+        memcpy(file + start, content, bytes);
+    }
+    memcpy(file + sizeof(lil_header) + (kind - 1) * sizeof section, &section, sizeof section);
+    *size = start + bytes;
+    return start;
+}
+
+/* Bytes of the golden section, or 0 where the buffers say too many. The examples are all zero. */
+static size_t golden_bytes(const draft *d) {
+    if (d->header.input >= d->num_buffers || d->header.output >= d->num_buffers || d->num_golden == 0) {
+        return 0;
+    }
+    const lil_buffer *in = &d->buffers[d->header.input], *out = &d->buffers[d->header.output];
+    const uint64_t inputs = (uint64_t)in->rows * in->cols, outputs = (uint64_t)out->rows * out->cols * 4;
+    if (inputs > MAX_GOLDEN_BYTES || outputs > MAX_GOLDEN_BYTES || d->num_golden > 4) {
+        return 0;
+    }
+    return align(d->num_golden * inputs, LIL_FILE_ALIGNMENT) + d->num_golden * outputs;
+}
+
+size_t put_together(const draft *d, uint8_t *file, size_t capacity) {
+    size_t size = FIRST_SECTION, constant_bytes = 0, golden = golden_bytes(d);
+    if (capacity < FIRST_SECTION) {
+        return 0;
+    }
+    append(file, &size, capacity, 1, d->num_buffers, d->buffers, d->num_buffers * sizeof(lil_buffer));
+    append(file, &size, capacity, 2, d->num_tensors, d->tensors, d->num_tensors * sizeof(lil_tensor));
+    append(file, &size, capacity, 3, d->num_ops, d->ops, d->num_ops * sizeof(lil_op));
+    for (uint32_t i = 0; i < d->num_tensors; i++) {
+        constant_bytes = align(constant_bytes, LIL_FILE_ALIGNMENT) + d->value_bytes[i];
+    }
+    const size_t constants = append(file, &size, capacity, 4, d->num_tensors, NULL, constant_bytes);
+    append(file, &size, capacity, 5, 1, d->metadata, d->metadata_bytes);
+    const size_t examples = append(file, &size, capacity, 6, golden > 0 ? d->num_golden : 0, NULL, golden);
+    if (size == SIZE_MAX) {
+        return 0;
+    }
+    memset(file + constants, 0, constant_bytes);
+    memset(file + examples, 0, golden);
+    size_t end = 0;
+    for (uint32_t i = 0; i < d->num_tensors; i++) {
+        end = align(end, LIL_FILE_ALIGNMENT);
+        memcpy(file + constants + end, d->values[i], d->value_bytes[i]);
+        end += d->value_bytes[i];
+    }
+    memcpy(file, &d->header, sizeof d->header);
+    seal(file, size);
+    return size;
+}

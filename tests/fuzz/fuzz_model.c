@@ -1,0 +1,20 @@
+/* The libFuzzer target: opens and runs a `model.lil`. See README.md. */
+#include <stdlib.h>
+
+#include "execute.h"
+#include "mutate.h"
+
+enum { MAX_WORK = 60000 };
+
+size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t capacity);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t capacity, unsigned int seed);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+    (void)execute(data, size, MAX_WORK);
+    return 0;
+}
+
+size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t capacity, unsigned int seed) {
+    return mutate(data, size, capacity, seed, LLVMFuzzerMutate);
+}

@@ -1,0 +1,345 @@
+/* The repair that makes a draft a valid program. Ops that cannot be made to fit are left out. */
+#include "lil.h"
+#include "lil_kernels.h"
+#include "mutate.h"
+
+enum { MAX_ELEMENTS = 4096, NO_BUFFER = 65535, NO_TENSOR = 65535 };
+
+/* Whether the code at `at` bytes into a tensor's values, half `high`, is padding. */
+static bool is_padding(const lil_tensor *t, size_t at, bool high) {
+    const bool wide = t->format == LIL_INT8;
+    if (t->layout == LIL_ROWS) {
+        return !wide && high && t->cols % 2 != 0 && at % ((t->cols + 1) / 2) == (t->cols + 1) / 2 - 1;
+    }
+    const size_t tiles = align(t->cols, 8) / (wide ? 4 : 8); /* groups of 64 bytes along the inputs */
+    const size_t row = at / 64 / tiles * 16 + at % 64 / 4;
+    const size_t col = at / 64 % tiles * (wide ? 4 : 8) + at % 4 + (high ? 4 : 0);
+    return row >= t->rows || col >= t->cols;
+}
+
+/* Values of the right number that the format allows; `is_scale`: none below 0. New ones are random. */
+static void make_values_valid(draft *d, uint32_t index, bool is_scale) {
+    lil_tensor *t = &d->tensors[index];
+    uint8_t *values = d->values[index];
+    const size_t bytes = tensor_bytes_of(t);
+    for (size_t i = d->value_bytes[index]; i < bytes; i++) {
+        values[i] = (uint8_t)below(256);
+        if (t->format <= LIL_BF16 && i % (t->format == LIL_BF16 ? 2 : 4) == (t->format == LIL_BF16 ? 1u : 3u)) {
+            values[i] = (uint8_t)(0x3B + below(5) + (below(2) << 7)); /* mostly of a usual size */
+        }
+    }
+    d->value_bytes[index] = bytes;
+    for (size_t i = 0; i < bytes; i++) {
+        if (t->format <= LIL_BF16) {
+            const size_t width = t->format == LIL_BF16 ? 2 : 4;
+            const bool is_top = i % width == width - 1;
+            if (is_top && (values[i] & 0x7F) == 0x7F) {
+                values[i - 1] &= 0x7F; /* finite */
+            }
+            values[i] &= is_top && is_scale ? 0x7F : 0xFF;
+            continue;
+        }
+        if (t->format == LIL_INT8) {
+            values[i] = values[i] == 0x80 || is_padding(t, i, false) ? 0 : values[i];
+            continue;
+        }
+        values[i] &= (values[i] & 0x0F) == 0x08 || is_padding(t, i, false) ? 0xF0 : 0xFF;
+        values[i] &= (values[i] & 0xF0) == 0x80 || is_padding(t, i, true) ? 0x0F : 0xFF;
+    }
+}
+
+/* What make_valid has built so far: ops and buffers of the new program, and the new number of each old buffer. */
+typedef struct build {
+    draft *d;
+    lil_buffer buffers[MAX_DRAFT_RECORDS];
+    uint32_t writers[MAX_DRAFT_RECORDS]; /* the op that writes each buffer */
+    lil_op ops[MAX_DRAFT_RECORDS];
+    uint32_t num_buffers, num_ops;
+    uint16_t renamed[65536];
+} build;
+
+/* The new buffer that `old` is, where it is of `dtype`; else the last one of it; NO_BUFFER where there is none. */
+static uint16_t find(const build *b, uint16_t old, uint32_t dtype) {
+    const uint16_t index = b->renamed[old];
+    if (index < b->num_buffers && b->buffers[index].dtype == dtype) {
+        return index;
+    }
+    for (uint32_t i = b->num_buffers; i-- > 0;) {
+        if (b->buffers[i].dtype == dtype) {
+            return (uint16_t)i;
+        }
+    }
+    return NO_BUFFER;
+}
+
+/* Give slot `slot` of `op` a tensor of this kind; a new one where the old is of another. False where there is no room. */
+static bool want_tensor(build *b, lil_op *op, int slot, bool is_codes, uint16_t format, uint16_t layout, uint32_t rows,
+                        uint32_t cols, bool is_scale) {
+    draft *d = b->d;
+    uint32_t index = op->tensor[slot];
+    if (index >= d->num_tensors) {
+        if (d->num_tensors >= MAX_DRAFT_RECORDS) {
+            return false;
+        }
+        index = d->num_tensors++;
+        d->tensors[index] = (lil_tensor){.format = (uint16_t)(LIL_INT8 + below(3))};
+        d->value_bytes[index] = 0;
+    }
+    lil_tensor *t = &d->tensors[index];
+    const bool keeps_format = is_codes ? t->format >= LIL_INT8 && t->format <= LIL_POT4 : t->format == format;
+    *t = (lil_tensor){keeps_format ? t->format : format, layout, rows, cols, 0, 0};
+    op->tensor[slot] = (uint16_t)index;
+    if (tensor_bytes_of(t) == 0) {
+        return false;
+    }
+    make_values_valid(d, index, is_scale);
+    return true;
+}
+
+static bool want_vector(build *b, lil_op *op, int slot, uint16_t format, uint32_t cols, bool is_scale) {
+    return want_tensor(b, op, slot, false, format, LIL_ROWS, 1, cols, is_scale);
+}
+
+static bool fit_unfold(const lil_buffer *x, lil_op *op, lil_buffer *y) {
+    uint32_t *a = op->a;
+    if (a[0] == 0 || x->rows % a[0] != 0) {
+        a[0] = 1;
+        for (uint32_t side = 2; side * side <= x->rows; side++) {
+            a[0] = x->rows % side == 0 ? side : a[0];
+        }
+    }
+    a[1] = x->rows / a[0];
+    a[2] = a[2] % 5 + 1;
+    a[4] = a[4] % a[2];
+    const uint32_t side = (a[0] < a[1] ? a[0] : a[1]) + 2 * a[4];
+    a[2] = a[2] > side ? side : a[2];
+    a[4] = a[4] < a[2] ? a[4] : a[2] - 1;
+    if (a[2] > a[0] + 2 * a[4] || a[2] > a[1] + 2 * a[4]) {
+        a[4] = 0, a[2] = 1;
+    }
+    a[3] = a[3] == 0 ? 1 : a[3];
+    const uint32_t down = (a[0] + 2 * a[4] - a[2]) / a[3] + 1, across = (a[1] + 2 * a[4] - a[2]) / a[3] + 1;
+    *y = (lil_buffer){LIL_F32, down * across, a[2] * a[2] * x->cols, 0, 0};
+    return true;
+}
+
+static bool fit_product(build *b, const lil_buffer *x, lil_op *op, lil_buffer *y) {
+    const bool adds = op->kind == LIL_LINEAR_ADD;
+    const uint32_t old = op->tensor[0] < b->d->num_tensors ? op->tensor[0] : 0;
+    const lil_tensor *codes = &b->d->tensors[old];
+    const uint32_t cols = x->cols - (codes->cols % 8 > 0 ? 8 - codes->cols % 8 : 0);
+    const uint32_t rows = adds ? b->buffers[op->in[2]].cols : codes->rows % 80 + (codes->rows % 80 == 0);
+    if (adds && b->buffers[op->in[2]].rows != x->rows) {
+        return false;
+    }
+    op->a[0] = adds ? 0 : op->a[0] % 3;
+    *y = (lil_buffer){LIL_F32, x->rows, rows, 0, 0};
+    return want_tensor(b, op, 0, true, LIL_POT4, LIL_TILES, rows, cols, false) &&
+           want_vector(b, op, 1, LIL_BF16, rows, true) && want_vector(b, op, 2, LIL_BF16, rows, false);
+}
+
+static bool fit_attention(const lil_buffer *x, lil_op *op, lil_buffer *y, lil_buffer *scratch) {
+    const uint32_t block = x->cols / 3;
+    lil_attention_scratch at;
+    if (x->cols % 3 != 0) {
+        return false;
+    }
+    if (op->a[0] == 0 || block % op->a[0] != 0) {
+        op->a[0] = block % 2 == 0 && below(2) ? 2 : 1;
+    }
+    op->a[1] = block / op->a[0];
+    op->a[2] = (op->a[2] & 0x7F800000u) == 0x7F800000u ? 0x3E800000u : op->a[2];
+    if (!lil_attention_layout(x->rows, op->a[1], &at)) {
+        return false;
+    }
+    *y = (lil_buffer){LIL_F32, x->rows, block, 0, 0};
+    *scratch = (lil_buffer){LIL_U8, 1, (uint32_t)at.bytes, 0, 0};
+    return true;
+}
+
+/* Inputs, tensors and attributes that fit `op`, whose shapes then give its outputs. False where nothing fits. */
+static bool fit(build *b, lil_op *op, lil_buffer y[LIL_NUM_OUTPUTS]) {
+    const bool is_product = op->kind == LIL_LINEAR || op->kind == LIL_LINEAR_ADD;
+    op->in[0] = find(b, op->in[0], op->kind == LIL_NORMALIZE ? LIL_U8 : is_product ? LIL_I8 : LIL_F32);
+    if (op->in[0] == NO_BUFFER) {
+        return false;
+    }
+    if (op->kind == LIL_NORMALIZE) {
+        op->in[0] = 0;
+    }
+    op->in[1] = is_product ? b->ops[b->writers[op->in[0]]].out[1] : 0; /* only quantize writes i8 */
+    op->in[2] = op->kind == LIL_LINEAR_ADD ? find(b, op->in[2], LIL_F32) : 0;
+    const lil_buffer x = b->buffers[op->in[0]];
+    const uint32_t rows = x.rows, cols = x.cols;
+    switch (op->kind) {
+    case LIL_NORMALIZE:
+        y[0] = (lil_buffer){LIL_F32, rows, cols, 0, 0};
+        return want_vector(b, op, 0, LIL_FORMAT_F32, cols, false) && want_vector(b, op, 1, LIL_FORMAT_F32, cols, false);
+    case LIL_UNFOLD: return fit_unfold(&x, op, &y[0]);
+    case LIL_QUANTIZE:
+        y[0] = (lil_buffer){LIL_I8, rows, (uint32_t)align(cols, 8), 0, 0};
+        y[1] = (lil_buffer){LIL_F32, rows, 1, 0, 0};
+        return true;
+    case LIL_LINEAR:
+    case LIL_LINEAR_ADD: return fit_product(b, &x, op, &y[0]);
+    case LIL_LAYER_NORM:
+        y[0] = x;
+        op->a[0] = op->a[0] == 0 || op->a[0] >= 0x7F800000u ? 0x358637BDu : op->a[0];
+        return want_vector(b, op, 0, LIL_BF16, cols, false) && want_vector(b, op, 1, LIL_BF16, cols, false);
+    case LIL_ATTENTION: return fit_attention(&x, op, &y[0], &y[1]);
+    case LIL_PREPEND_TOKEN:
+        y[0] = (lil_buffer){LIL_F32, rows + 1, cols, 0, 0};
+        return want_tensor(b, op, 0, true, LIL_INT8, LIL_ROWS, 1, cols, false) &&
+               want_vector(b, op, 1, LIL_BF16, 1, true);
+    case LIL_ADD_POSITIONS:
+        y[0] = x;
+        return want_tensor(b, op, 0, true, LIL_INT4, LIL_ROWS, rows, cols, false) &&
+               want_vector(b, op, 1, LIL_BF16, rows, true);
+    case LIL_SELECT_ROW:
+        op->a[0] %= rows;
+        y[0] = (lil_buffer){LIL_F32, 1, cols, 0, 0};
+        return true;
+    case LIL_MEAN_ROWS: y[0] = (lil_buffer){LIL_F32, 1, cols, 0, 0}; return true;
+    default: return false;
+    }
+}
+
+/* Take over one op, if it can be made to fit. */
+static bool take_op(build *b, lil_op op) {
+    static const uint8_t num_attributes[LIL_NUM_KINDS] = {
+        [LIL_UNFOLD] = 5, [LIL_LINEAR] = 1, [LIL_LAYER_NORM] = 1, [LIL_ATTENTION] = 3, [LIL_SELECT_ROW] = 1};
+    lil_buffer y[LIL_NUM_OUTPUTS] = {{0}};
+    const uint16_t old[LIL_NUM_OUTPUTS] = {op.out[0], op.out[1]};
+    if (b->num_ops >= MAX_DRAFT_RECORDS || b->num_buffers + 2 > MAX_DRAFT_RECORDS || !fit(b, &op, y)) {
+        return false;
+    }
+    for (int i = op.kind < LIL_NUM_KINDS ? num_attributes[op.kind] : 0; i < LIL_NUM_ATTRIBUTES; i++) {
+        op.a[i] = 0;
+    }
+    for (int i = 0; i < LIL_NUM_OUTPUTS; i++) {
+        y[i].offset = 0;
+        if (i == 0 && (y[i].rows == 0 || y[i].cols == 0 || (uint64_t)y[i].rows * y[i].cols > MAX_ELEMENTS)) {
+            return false;
+        }
+    }
+    static const uint8_t num_tensors[LIL_NUM_KINDS] = {
+        [LIL_NORMALIZE] = 2,  [LIL_LINEAR] = 3,        [LIL_LINEAR_ADD] = 3,
+        [LIL_LAYER_NORM] = 2, [LIL_PREPEND_TOKEN] = 2, [LIL_ADD_POSITIONS] = 2};
+    for (int i = num_tensors[op.kind]; i < LIL_NUM_TENSORS; i++) {
+        op.tensor[i] = 0;
+    }
+    op.reserved = 0;
+    for (int i = 0; i < LIL_NUM_OUTPUTS; i++) {
+        op.out[i] = 0;
+        if (y[i].dtype != 0) {
+            op.out[i] = (uint16_t)b->num_buffers;
+            b->renamed[old[i]] = op.out[i];
+            b->writers[b->num_buffers] = b->num_ops;
+            b->buffers[b->num_buffers++] = y[i];
+        }
+    }
+    b->ops[b->num_ops++] = op;
+    return true;
+}
+
+/* The last op that reads a buffer, or the one that writes it. */
+static uint32_t last_use(const build *b, uint32_t buffer) {
+    uint32_t last = b->writers[buffer];
+    for (uint32_t i = 0; i < b->num_ops; i++) {
+        for (int j = 0; j < LIL_NUM_INPUTS; j++) {
+            last = b->ops[i].in[j] == buffer && i > last ? i : last; /* unused slots name buffer 0: the input */
+        }
+    }
+    return last;
+}
+
+static size_t buffer_bytes(const lil_buffer *b) {
+    return (size_t)b->rows * b->cols * (b->dtype == LIL_F32 ? 4 : 1);
+}
+
+/* First fit by lifetimes; or, half the time, each buffer in a place of its own. */
+static size_t plan_arena(build *b, uint32_t output) {
+    const bool apart = below(2);
+    size_t arena = 0;
+    for (uint32_t i = 1; i < b->num_buffers; i++) {
+        size_t start = 0;
+        for (bool moved = i != output; moved;) {
+            moved = false;
+            for (uint32_t j = 1; j < i; j++) {
+                const lil_buffer *other = &b->buffers[j];
+                const bool together = apart || (b->writers[j] <= last_use(b, i) && b->writers[i] <= last_use(b, j));
+                if (j != output && together && start < other->offset + buffer_bytes(other) &&
+                    other->offset < start + buffer_bytes(&b->buffers[i])) {
+                    start = align((size_t)other->offset + buffer_bytes(other), LIL_ALIGNMENT);
+                    moved = true;
+                }
+            }
+        }
+        b->buffers[i].offset = start;
+        const size_t end = i == output ? 0 : start + buffer_bytes(&b->buffers[i]);
+        arena = end > arena ? end : arena;
+    }
+    return align(arena, LIL_ALIGNMENT);
+}
+
+/* Drop the tensors that no op names; their numbers change. */
+static void drop_unused_tensors(draft *d) {
+    bool used[MAX_DRAFT_RECORDS] = {false};
+    uint16_t number[MAX_DRAFT_RECORDS] = {0};
+    for (uint32_t i = 0; i < d->num_ops; i++) {
+        for (int j = 0; j < LIL_NUM_TENSORS; j++) {
+            used[d->ops[i].tensor[j]] = true;
+        }
+    }
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < d->num_tensors; i++) {
+        number[i] = used[i] ? (uint16_t)count : 0;
+        if (used[i]) {
+            d->tensors[count] = d->tensors[i];
+            d->value_bytes[count] = d->value_bytes[i];
+            memmove(d->values[count], d->values[i], d->value_bytes[i]);
+            count++;
+        }
+    }
+    for (uint32_t i = 0; i < d->num_ops; i++) {
+        for (int j = 0; j < LIL_NUM_TENSORS; j++) {
+            d->ops[i].tensor[j] = d->ops[i].tensor[j] < d->num_tensors ? number[d->ops[i].tensor[j]] : 0;
+        }
+    }
+    d->num_tensors = count;
+}
+
+void make_valid(draft *d) {
+    static build b;
+    memset(b.renamed, 0xFF, sizeof b.renamed);
+    b.d = d;
+    b.num_ops = 0;
+    b.num_buffers = 1;
+    const lil_buffer *source = &d->buffers[d->header.input < d->num_buffers ? d->header.input : 0];
+    const bool usable = d->num_buffers > 0 && source->rows >= 1 && source->cols >= 1 && source->rows <= 64 && source->cols <= 64;
+    b.buffers[0] = (lil_buffer){LIL_U8, usable ? source->rows : 1 + below(20), usable ? source->cols : 1 + below(9), 0, 0};
+    b.renamed[usable ? d->header.input & 0xFFFF : 0] = 0;
+    if (d->num_ops == 0 || d->ops[0].kind != LIL_NORMALIZE) {
+        take_op(&b, (lil_op){.kind = LIL_NORMALIZE, .tensor = {NO_TENSOR, NO_TENSOR}});
+    }
+    for (uint32_t i = 0; i < d->num_ops; i++) {
+        take_op(&b, d->ops[i]);
+    }
+    const lil_op *last = &b.ops[b.num_ops - 1]; /* one row of f32 comes out at the end */
+    if (b.buffers[last->out[0]].dtype != LIL_F32 || b.buffers[last->out[0]].rows != 1) {
+        while (!take_op(&b, (lil_op){.kind = LIL_MEAN_ROWS, .in = {NO_BUFFER}})) {
+            b.num_buffers -= b.ops[b.num_ops - 1].out[1] != 0 ? 2 : 1;
+            b.num_ops--;
+        }
+    }
+    const uint32_t output = b.ops[b.num_ops - 1].out[0];
+    lil_header header = {.version = LIL_VERSION, .arena_bytes = plan_arena(&b, output), .output = output, .num_sections = 6};
+    memcpy(header.magic, lil_magic, sizeof lil_magic);
+    b.buffers[output].offset = 0;
+    d->header = header;
+    d->num_buffers = b.num_buffers;
+    d->num_ops = b.num_ops;
+    memcpy(d->buffers, b.buffers, sizeof d->buffers);
+    memcpy(d->ops, b.ops, sizeof d->ops);
+    drop_unused_tensors(d);
+}
