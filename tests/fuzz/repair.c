@@ -56,28 +56,36 @@ typedef struct build {
     lil_op ops[MAX_DRAFT_RECORDS];
     uint32_t num_buffers, num_ops;
     uint16_t renamed[65536];
+    bool claimed[MAX_DRAFT_RECORDS]; /* the tensors that an op has */
 } build;
 
-/* The new buffer that `old` is, where it is of `dtype`; else the last one of it; NO_BUFFER where there is none. */
-static uint16_t find(const build *b, uint16_t old, uint32_t dtype) {
+/* The new buffer that `old` is, where it is of `dtype` and its cols are a multiple of `multiple`; else the last that is;
+ * NO_BUFFER where there is none. */
+static uint16_t find(const build *b, uint16_t old, uint32_t dtype, uint32_t multiple) {
     const uint16_t index = b->renamed[old];
-    if (index < b->num_buffers && b->buffers[index].dtype == dtype) {
+    if (index < b->num_buffers && b->buffers[index].dtype == dtype && b->buffers[index].cols % multiple == 0) {
         return index;
     }
     for (uint32_t i = b->num_buffers; i-- > 0;) {
-        if (b->buffers[i].dtype == dtype) {
+        if (b->buffers[i].dtype == dtype && b->buffers[i].cols % multiple == 0) {
             return (uint16_t)i;
         }
     }
     return NO_BUFFER;
 }
 
-/* Give slot `slot` of `op` a tensor of this kind; a new one where the old is of another. False where there is no room. */
-static bool want_tensor(build *b, lil_op *op, int slot, bool is_codes, uint16_t format, uint16_t layout, uint32_t rows,
-                        uint32_t cols, bool is_scale) {
+/* Whether a tensor is already what a slot wants. */
+static bool suits(const lil_tensor *t, const lil_tensor *wanted, bool is_codes) {
+    const bool format = is_codes ? t->format >= LIL_INT8 && t->format <= LIL_POT4 : t->format == wanted->format;
+    return format && t->layout == wanted->layout && t->rows == wanted->rows && t->cols == wanted->cols;
+}
+
+/* Give slot `slot` of `op` a tensor like `wanted`, of any code format where it `is_codes`: the one that it names, made
+ * to suit; or a new one where that is another op's too and does not suit. False where there is no room. */
+static bool want_tensor(build *b, lil_op *op, int slot, bool is_codes, lil_tensor wanted, bool is_scale) {
     draft *d = b->d;
     uint32_t index = op->tensor[slot];
-    if (index >= d->num_tensors) {
+    if (index >= d->num_tensors || (b->claimed[index] && !suits(&d->tensors[index], &wanted, is_codes))) {
         if (d->num_tensors >= MAX_DRAFT_RECORDS) {
             return false;
         }
@@ -86,18 +94,25 @@ static bool want_tensor(build *b, lil_op *op, int slot, bool is_codes, uint16_t 
         d->value_bytes[index] = 0;
     }
     lil_tensor *t = &d->tensors[index];
-    const bool keeps_format = is_codes ? t->format >= LIL_INT8 && t->format <= LIL_POT4 : t->format == format;
-    *t = (lil_tensor){keeps_format ? t->format : format, layout, rows, cols, 0, 0};
-    op->tensor[slot] = (uint16_t)index;
-    if (tensor_bytes_of(t) == 0) {
+    if (is_codes && t->format >= LIL_INT8 && t->format <= LIL_POT4) {
+        wanted.format = t->format;
+    }
+    if (tensor_bytes_of(&wanted) == 0) {
         return false;
     }
+    *t = wanted;
+    op->tensor[slot] = (uint16_t)index;
+    b->claimed[index] = true;
     make_values_valid(d, index, is_scale);
     return true;
 }
 
+static bool want_codes(build *b, lil_op *op, uint16_t layout, uint32_t rows, uint32_t cols) {
+    return want_tensor(b, op, 0, true, (lil_tensor){LIL_POT4, layout, rows, cols, 0, 0}, false);
+}
+
 static bool want_vector(build *b, lil_op *op, int slot, uint16_t format, uint32_t cols, bool is_scale) {
-    return want_tensor(b, op, slot, false, format, LIL_ROWS, 1, cols, is_scale);
+    return want_tensor(b, op, slot, false, (lil_tensor){format, LIL_ROWS, 1, cols, 0, 0}, is_scale);
 }
 
 static bool fit_unfold(const lil_buffer *x, lil_op *op, lil_buffer *y) {
@@ -134,16 +149,13 @@ static bool fit_product(build *b, const lil_buffer *x, lil_op *op, lil_buffer *y
     }
     op->a[0] = adds ? 0 : op->a[0] % 3;
     *y = (lil_buffer){LIL_F32, x->rows, rows, 0, 0};
-    return want_tensor(b, op, 0, true, LIL_POT4, LIL_TILES, rows, cols, false) &&
+    return want_codes(b, op, LIL_TILES, rows, cols) &&
            want_vector(b, op, 1, LIL_BF16, rows, true) && want_vector(b, op, 2, LIL_BF16, rows, false);
 }
 
 static bool fit_attention(const lil_buffer *x, lil_op *op, lil_buffer *y, lil_buffer *scratch) {
     const uint32_t block = x->cols / 3;
     lil_attention_scratch at;
-    if (x->cols % 3 != 0) {
-        return false;
-    }
     if (op->a[0] == 0 || block % op->a[0] != 0) {
         op->a[0] = block % 2 == 0 && below(2) ? 2 : 1;
     }
@@ -160,7 +172,8 @@ static bool fit_attention(const lil_buffer *x, lil_op *op, lil_buffer *y, lil_bu
 /* Inputs, tensors and attributes that fit `op`, whose shapes then give its outputs. False where nothing fits. */
 static bool fit(build *b, lil_op *op, lil_buffer y[LIL_NUM_OUTPUTS]) {
     const bool is_product = op->kind == LIL_LINEAR || op->kind == LIL_LINEAR_ADD;
-    op->in[0] = find(b, op->in[0], op->kind == LIL_NORMALIZE ? LIL_U8 : is_product ? LIL_I8 : LIL_F32);
+    const uint32_t dtype = op->kind == LIL_NORMALIZE ? LIL_U8 : is_product ? LIL_I8 : LIL_F32;
+    op->in[0] = find(b, op->in[0], dtype, op->kind == LIL_ATTENTION ? 3 : 1);
     if (op->in[0] == NO_BUFFER) {
         return false;
     }
@@ -168,7 +181,7 @@ static bool fit(build *b, lil_op *op, lil_buffer y[LIL_NUM_OUTPUTS]) {
         op->in[0] = 0;
     }
     op->in[1] = is_product ? b->ops[b->writers[op->in[0]]].out[1] : 0; /* only quantize writes i8 */
-    op->in[2] = op->kind == LIL_LINEAR_ADD ? find(b, op->in[2], LIL_F32) : 0;
+    op->in[2] = op->kind == LIL_LINEAR_ADD ? find(b, op->in[2], LIL_F32, 1) : 0;
     const lil_buffer x = b->buffers[op->in[0]];
     const uint32_t rows = x.rows, cols = x.cols;
     switch (op->kind) {
@@ -189,11 +202,11 @@ static bool fit(build *b, lil_op *op, lil_buffer y[LIL_NUM_OUTPUTS]) {
     case LIL_ATTENTION: return fit_attention(&x, op, &y[0], &y[1]);
     case LIL_PREPEND_TOKEN:
         y[0] = (lil_buffer){LIL_F32, rows + 1, cols, 0, 0};
-        return want_tensor(b, op, 0, true, LIL_INT8, LIL_ROWS, 1, cols, false) &&
+        return want_codes(b, op, LIL_ROWS, 1, cols) &&
                want_vector(b, op, 1, LIL_BF16, 1, true);
     case LIL_ADD_POSITIONS:
         y[0] = x;
-        return want_tensor(b, op, 0, true, LIL_INT4, LIL_ROWS, rows, cols, false) &&
+        return want_codes(b, op, LIL_ROWS, rows, cols) &&
                want_vector(b, op, 1, LIL_BF16, rows, true);
     case LIL_SELECT_ROW:
         op->a[0] %= rows;
@@ -312,6 +325,7 @@ static void drop_unused_tensors(draft *d) {
 void make_valid(draft *d) {
     static build b;
     memset(b.renamed, 0xFF, sizeof b.renamed);
+    memset(b.claimed, 0, sizeof b.claimed);
     b.d = d;
     b.num_ops = 0;
     b.num_buffers = 1;

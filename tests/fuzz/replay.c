@@ -3,7 +3,8 @@
  *     replay files PATH...                each file, once
  *     replay bytes PATH COUNT SEED        COUNT copies of a file with random changes of bytes; half of them with the
  *                                         right size and checksum
- *     replay structure PATH COUNT SEED    COUNT mutants of a file, each made from the one before, that know its structure
+ *     replay structure PATH COUNT SEED    COUNT mutants that know the file's structure, each made from the last one
+ *                                         that opened (from the file again after some)
  *
  * Prints one line for each of lil_open's statuses that came: the status, how many; then "ran N" and "finite N". Ends with an
  * error where the property of execute.c fails; the last mutant is then in the file `last` of the working folder. */
@@ -19,11 +20,12 @@ static const uint64_t MAX_WORK = 20 * 1000 * 1000;
 
 static unsigned long counts[LIL_STATUS_COUNT], ran, finite;
 
-static void note(const uint8_t *data, size_t size) {
+static lil_status note(const uint8_t *data, size_t size) {
     const execution done = execute(data, size, MAX_WORK);
     counts[done.status]++;
     ran += done.ran;
     finite += done.finite;
+    return done.status;
 }
 
 static size_t read_file(const char *path, uint8_t *data) {
@@ -46,25 +48,29 @@ static void keep(const uint8_t *data, size_t size) {
 }
 
 static void mutants(const char *how, const char *path, unsigned long count, uint64_t seed) {
-    static uint8_t good[CAPACITY], data[CAPACITY];
+    static uint8_t good[CAPACITY], parent[CAPACITY], data[CAPACITY];
     const size_t good_size = read_file(path, good);
-    size_t size = good_size;
+    const bool bytes = strcmp(how, "bytes") == 0;
+    size_t parent_size = 0;
     for (unsigned long i = 0; i < count; i++) {
-        if (strcmp(how, "bytes") == 0) {
+        if (bytes || i % 64 == 0) {
+            memcpy(parent, good, parent_size = good_size);
+        }
+        memcpy(data, parent, parent_size);
+        size_t size;
+        if (bytes) {
             fuzz_seed(seed + i);
-            memcpy(data, good, good_size);
-            size = change_some_bytes(data, good_size, sizeof data);
+            size = change_some_bytes(data, parent_size, sizeof data);
             if (i % 2 == 0 && size >= sizeof(lil_header)) {
                 seal(data, size);
             }
         } else {
-            if (i % 64 == 0) {
-                memcpy(data, good, size = good_size);
-            }
-            size = mutate(data, size, 1 << 14, seed + i, change_some_bytes);
+            size = mutate(data, parent_size, 1 << 14, seed + i, change_some_bytes);
         }
         keep(data, size);
-        note(data, size);
+        if (note(data, size) == LIL_OK && !bytes) {
+            memcpy(parent, data, parent_size = size);
+        }
     }
     remove("last");
 }

@@ -106,19 +106,19 @@ def long_attention() -> bytes:
 
 
 def written_input() -> bytes:
-    """An `attention` whose scratch (2176 bytes, for heads of 16) is the caller's input, well formed otherwise."""
+    """An `attention` whose scratch (2240 bytes, for heads of 16) is the caller's input, well formed otherwise."""
     b = ProgramBuilder()
-    x = b.emit("unfold", [_pixels(b, 1, 2176)], height=1, width=1, kernel=3, stride=1, padding=1)
-    y = b.emit("attention", [x], num_heads=408, head_dim=16, logit_scale=1.0)
-    metadata = {**_metadata_for(1, 2176), "labels": [str(index) for index in range(6528)]}
+    x = b.emit("unfold", [_pixels(b, 1, 2240)], height=1, width=1, kernel=3, stride=1, padding=1)
+    y = b.emit("attention", [x], num_heads=420, head_dim=16, logit_scale=1.0)
+    metadata = {**_metadata_for(1, 2240), "labels": [str(index) for index in range(6720)]}
     draft = Draft(artifact.to_bytes(b.build(output=y, metadata=metadata)))
     scratch = draft.get("ops", 2, "out1")
-    assert scratch == draft.counts["buffers"] - 1 and draft.get("buffers", scratch, "cols") == 2176
+    assert scratch == draft.counts["buffers"] - 1 and draft.get("buffers", scratch, "cols") == 2240
     draft.set("ops", 2, "out1", 0)
     del draft.payloads["buffers"][-24:]
     draft.counts["buffers"] -= 1
     draft.edit_metadata(lambda tree: tree["buffers"].pop())
     draft.set("buffers", 1, "offset", 0)
-    draft.set("buffers", 2, "offset", 2176 * 4)
-    draft.set_header("arena_bytes", 10 * 2176 * 4)
+    draft.set("buffers", 2, "offset", 2240 * 4)
+    draft.set_header("arena_bytes", 10 * 2240 * 4)
     return draft.build()

@@ -192,6 +192,7 @@ def shapes_of(rng: Rng, kind: str) -> Shapes:
         attributes["logit_scale"] = float(
             np.float32(rng.choice([width**-0.5, 2 / width, -3, 0, 3e38], p=[0.4, 0.3, 0.1, 0.1, 0.1]))
         )
+        attributes["num_queries"] = int(rng.integers(rows)) if rng.random() < 0.3 else 0
         return [Shape(rows, 3 * heads * width)], [], attributes
     if kind == "unfold":
         kernel = int(rng.integers(1, 5))

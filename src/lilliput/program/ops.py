@@ -89,7 +89,7 @@ class OpSpec:
 def attention_scratch_bytes(tokens: int, head_dim: int) -> int:
     """Bytes of working memory that `attention` needs."""
     padded_tokens, padded_dim = round_up(tokens, 16), round_up(head_dim, 16)
-    return 2 * padded_tokens * padded_dim + 16 * padded_dim + 88 * padded_tokens
+    return 2 * padded_tokens * padded_dim + 16 * padded_dim + 92 * padded_tokens
 
 
 def _expect(what: str, shape: Shape, rows: int, cols: int) -> None:

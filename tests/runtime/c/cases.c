@@ -53,6 +53,9 @@ static const lil_kernel_table *const tables[LIL_ISA_COUNT] = {
     [LIL_AVX2] = &lil_kernels_avx2,
     [LIL_AVX512] = &lil_kernels_avx512,
 #endif
+#if LIL_HAS_AMX
+    [LIL_AMX] = &lil_kernels_amx,
+#endif
 #if LIL_ARM
     [LIL_NEON] = &lil_kernels_neon,
     [LIL_NEONDOT] = &lil_kernels_neondot,
@@ -236,8 +239,9 @@ static void make_quantize(test_case *c) {
 }
 
 static void make_product(test_case *c) {
-    const size_t rows = random_size(70), depth = random_size(one_in(8) ? 600 : 130);
-    const size_t outputs = random_size(one_in(8) ? 300 : 80), padded = (depth + 7) / 8 * 8;
+    const bool deep = one_in(100);
+    const size_t rows = random_size(70), depth = deep ? between(1000, 4200) : random_size(one_in(8) ? 600 : 130);
+    const size_t outputs = random_size(deep ? 33 : one_in(8) ? 300 : 80), padded = (depth + 7) / 8 * 8;
     fill_levels(add_input(c, 0, rows, padded, false), rows * padded); /* past K too: the codes there are 0 */
     float *scales = add_floats(c, 1, rows, 1);
     const bool usual = !one_in(4);
@@ -476,7 +480,7 @@ int main(int argc, char **argv) {
                 return 1;
             }
         }
-        printf("%d %s %zu\n", kind, kind_names[kind], kernel != NULL ? count : 0); /* 0: the scalar kernel serves */
+        printf("%d %s %zu\n", kind, kind_names[kind], kernel != NULL ? count : 0); /* 0: another table's kernel */
     }
     return 0;
 }

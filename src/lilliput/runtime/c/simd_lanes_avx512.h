@@ -68,6 +68,42 @@ LIL_INLINE lanes lanes_where_ge(lanes a, lanes b, lanes x) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_GE_OQ), x);
 }
 
+LIL_INLINE lanes lanes_sqrt(lanes x) {
+    return _mm512_sqrt_ps(x);
+}
+/* The larger magnitude, |a| or |b|; NaN never wins. */
+LIL_INLINE lanes lanes_max_abs(lanes a, lanes b) {
+    return _mm512_range_ps(a, b, 0x0B);
+}
+
+/* One combining step of two vectors: their lanes j and j + 8 (4, 2, 1) together, both results in one vector. */
+#define LIL_PAIR_8(op, a, b) op(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE))
+#define LIL_PAIR_4(op, a, b) op(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xDD))
+#define LIL_PAIR_2(op, a, b) op(_mm512_shuffle_ps(a, b, 0x44), _mm512_shuffle_ps(a, b, 0xEE))
+#define LIL_PAIR_1(op, a, b) op(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xDD))
+/* The steps leave slot 4 * k + L in lane 4 * L + k: so slot s starts with vector 4 * (s % 4) + s / 4. */
+#define LIL_REDUCE_16(op, x)                                                                                          \
+    lanes eight[8], four[4], two[2];                                                                                  \
+    for (int s = 0; s < 16; s += 2) {                                                                                 \
+        eight[s / 2] = LIL_PAIR_8(op, x[4 * (s % 4) + s / 4], x[4 * (s % 4) + 4 + s / 4]);                            \
+    }                                                                                                                 \
+    for (int i = 0; i < 4; i++) {                                                                                     \
+        four[i] = LIL_PAIR_4(op, eight[2 * i], eight[2 * i + 1]);                                                     \
+    }                                                                                                                 \
+    for (int i = 0; i < 2; i++) {                                                                                     \
+        two[i] = LIL_PAIR_2(op, four[2 * i], four[2 * i + 1]);                                                        \
+    }                                                                                                                 \
+    return LIL_PAIR_1(op, two[0], two[1])
+
+/* Lane r: the format's tree over x[r]. */
+LIL_INLINE lanes lanes_tree16(const lanes x[16]) {
+    LIL_REDUCE_16(lanes_add, x);
+}
+/* Lane r: the largest lane of x[r], none of which is NaN. */
+LIL_INLINE lanes lanes_largest16(const lanes x[16]) {
+    LIL_REDUCE_16(lanes_max, x);
+}
+
 /* The format's tree: lane j + lane j+8, then +4, +2, +1. */
 LIL_INLINE float lanes_tree(lanes x) {
     const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1));
@@ -129,6 +165,41 @@ LIL_INLINE void lanes_i32_store_i8(int8_t *p, lanes_i32 x) {
 }
 LIL_INLINE void lanes_i32_store_i8_part(int8_t *p, lanes_i32 x, size_t n) {
     _mm512_mask_cvtepi32_storeu_epi8(p, lanes_mask(n), x);
+}
+
+/* The same for four vectors of levels -127..127: 64 bytes. */
+LIL_INLINE void lanes_i32_store_i8x4(int8_t *p, const lanes_i32 x[4]) {
+    const __m512i low = _mm512_packs_epi32(x[0], x[1]), high = _mm512_packs_epi32(x[2], x[3]);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    _mm512_storeu_si512(p, _mm512_permutexvar_epi32(order, _mm512_packs_epi16(low, high)));
+}
+/* Byte k of lane i: the lowest byte of lane i of x[k]. */
+LIL_INLINE void lanes_i32_store_fours(int8_t *p, const lanes_i32 x[4]) {
+    const __m512i byte = _mm512_set1_epi32(255);
+    const __m512i two = _mm512_or_si512(_mm512_and_si512(x[0], byte),
+                                        _mm512_slli_epi32(_mm512_and_si512(x[1], byte), 8));
+    const __m512i three = _mm512_or_si512(two, _mm512_slli_epi32(_mm512_and_si512(x[2], byte), 16));
+    _mm512_storeu_si512(p, _mm512_or_si512(three, _mm512_slli_epi32(x[3], 24)));
+}
+
+/* Integer products of four bytes a lane. The instruction takes one operand unsigned, so the levels of queries are
+ * stored with 128 added, and their products begin at -128 times the sum of the other operand's levels. */
+#define LIL_QUERY_OFFSET 128
+LIL_INLINE lanes_i32 lanes_i32_set(int32_t x) {
+    return _mm512_set1_epi32(x);
+}
+LIL_INLINE int32_t lanes_four(const int8_t *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return four;
+}
+/* Each lane: acc + its four levels of `queries` (64 bytes, with the offset) times the four of `key`. */
+LIL_INLINE lanes_i32 lanes_dot_queries(lanes_i32 acc, const int8_t *queries, const int8_t *key) {
+    return _mm512_dpbusd_epi32(acc, _mm512_loadu_si512(queries), _mm512_set1_epi32(lanes_four(key)));
+}
+/* Each lane: acc + its four levels of `values` (64 bytes) times the four weights 0..127. */
+LIL_INLINE lanes_i32 lanes_dot_values(lanes_i32 acc, const int8_t *values, const int8_t *weights) {
+    return _mm512_dpbusd_epi32(acc, _mm512_set1_epi32(lanes_four(weights)), _mm512_loadu_si512(values));
 }
 
 #endif

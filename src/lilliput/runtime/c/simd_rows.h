@@ -53,18 +53,28 @@ static void normalize(const lil_call *call, const lil_part *part) {
     }
 }
 
+LIL_INLINE size_t at_most(size_t n, size_t limit) {
+    return n < limit ? n : limit;
+}
+
 static void quantize(const lil_call *call, const lil_part *part) {
     const size_t cols = call->in[0].cols, padded = call->out[0].cols;
-    const float *x = (const float *)call->in[0].data + part->begin * cols;
-    int8_t *q = (int8_t *)call->out[0].data + part->begin * padded;
     float *scale = call->out[1].data;
-    for (size_t r = part->begin; r < part->end; r++, x += cols, q += padded) {
-        scale[r] = simd_quantize_row(x, cols, q, padded);
+    for (size_t r0 = part->begin; r0 < part->end; r0 += ROWS) {
+        const size_t rows = at_most(part->end - r0, ROWS);
+        const float *x = (const float *)call->in[0].data + r0 * cols;
+        int8_t *q = (int8_t *)call->out[0].data + r0 * padded;
+        row_scales s;
+        simd_row_scales(x, cols, rows, cols, &s);
+        for (size_t r = 0; r < rows; r++) {
+            simd_store_levels(x + r * cols, cols, &s, r, q + r * padded, padded);
+        }
+        memcpy(scale + r0, s.scale, rows * sizeof *scale);
     }
 }
 
-/* y = x - mean over [0..n); the sum of the squares. */
-LIL_INLINE float center(const float *x, float mean, float *y, size_t n) {
+/* y = x - mean over [0..n); the lanes of the sum of the squares. */
+LIL_INLINE lanes center(const float *x, float mean, float *y, size_t n) {
     const lanes m = lanes_set(mean);
     lanes sum = lanes_zero();
     size_t i = 0;
@@ -78,43 +88,75 @@ LIL_INLINE float center(const float *x, float mean, float *y, size_t n) {
         const lanes d = lanes_load_part(y + i, n - i); /* 0, not -mean, in the missing lanes */
         sum = lanes_add(sum, lanes_mul(d, d));
     }
-    return lanes_tree(sum);
+    return sum;
+}
+
+/* y = (y * inverse) * gamma + beta over [0..n). */
+LIL_INLINE void scale_row(float *y, size_t n, float inverse, const uint8_t *gamma, const uint8_t *beta) {
+    const lanes by = lanes_set(inverse);
+    size_t c = 0;
+    for (; c + 16 <= n; c += 16) {
+        const lanes scaled = lanes_mul(lanes_mul(lanes_load(y + c), by), lanes_from_bf16(gamma + 2 * c));
+        lanes_store(y + c, lanes_add(scaled, lanes_from_bf16(beta + 2 * c)));
+    }
+    if (c < n) {
+        const lanes normal = lanes_mul(lanes_load_part(y + c, n - c), by);
+        const lanes scaled = lanes_mul(normal, lanes_from_bf16_part(gamma + 2 * c, n - c));
+        lanes_store_part(y + c, lanes_add(scaled, lanes_from_bf16_part(beta + 2 * c, n - c)), n - c);
+    }
 }
 
 static void layer_norm(const lil_call *call, const lil_part *part) {
     const size_t cols = call->in[0].cols;
-    const float *x = (const float *)call->in[0].data + part->begin * cols;
-    float *y = (float *)call->out[0].data + part->begin * cols;
-    const uint8_t *gamma = call->tensor[0].data, *beta = call->tensor[1].data;
-    const float eps = lil_float_from_bits(call->a[0]), count = (float)cols;
-    for (size_t r = part->begin; r < part->end; r++, x += cols, y += cols) {
-        const float variance = center(x, simd_sum(x, cols) / count, y, cols) / count;
-        const lanes inverse = lanes_set(1.0f / sqrtf(variance + eps));
-        size_t c = 0;
-        for (; c + 16 <= cols; c += 16) {
-            const lanes scaled = lanes_mul(lanes_mul(lanes_load(y + c), inverse), lanes_from_bf16(gamma + 2 * c));
-            lanes_store(y + c, lanes_add(scaled, lanes_from_bf16(beta + 2 * c)));
+    const lanes count = lanes_set((float)cols), eps = lanes_set(lil_float_from_bits(call->a[0]));
+    for (size_t r0 = part->begin; r0 < part->end; r0 += ROWS) {
+        const size_t rows = at_most(part->end - r0, ROWS);
+        const float *x = (const float *)call->in[0].data + r0 * cols;
+        float *y = (float *)call->out[0].data + r0 * cols;
+        float mean[ROWS], inverse[ROWS];
+        lanes sums[ROWS];
+        for (size_t r = 0; r < ROWS; r++) {
+            sums[r] = r < rows ? simd_sum(x + r * cols, cols) : lanes_zero();
         }
-        if (c < cols) {
-            const size_t n = cols - c;
-            const lanes normal = lanes_mul(lanes_load_part(y + c, n), inverse);
-            const lanes scaled = lanes_mul(normal, lanes_from_bf16_part(gamma + 2 * c, n));
-            lanes_store_part(y + c, lanes_add(scaled, lanes_from_bf16_part(beta + 2 * c, n)), n);
+        lanes_store(mean, lanes_div(lanes_tree16(sums), count));
+        for (size_t r = 0; r < rows; r++) {
+            sums[r] = center(x + r * cols, mean[r], y + r * cols, cols);
+        }
+        const lanes variance = lanes_div(lanes_tree16(sums), count);
+        lanes_store(inverse, lanes_div(lanes_set(1.0f), lanes_sqrt(lanes_add(variance, eps))));
+        for (size_t r = 0; r < rows; r++) {
+            scale_row(y + r * cols, cols, inverse[r], call->tensor[0].data, call->tensor[1].data);
         }
     }
 }
 
-/* y = (x, or nothing) + level * scale of a row of codes. */
-LIL_INLINE void embed_row(const lil_constant *codes, const uint8_t *row, float scale, const float *x, float *y) {
+/* y[0..n) = (x, or nothing) + level * scale of the codes at p; n <= 16. `full`, a literal: n is 16. */
+LIL_INLINE void embed_part(const lil_constant *codes, const uint8_t *p, float scale, const float *x, float *y,
+                           size_t n, bool full) {
     const bool wide = codes->format == LIL_INT8;
-    const int8_t *levels = lil_levels_4bit[wide ? 0 : codes->format - LIL_INT4];
-    for (size_t c = 0; c < codes->cols; c += 16) {
-        const size_t n = codes->cols - c < 16 ? codes->cols - c : 16;
-        uint8_t bytes[16] = {0};
-        memcpy(bytes, wide ? row + c : row + c / 2, wide ? n : (n + 1) / 2);
-        const lanes level = wide ? lanes_from_i8((const int8_t *)bytes) : lanes_from_codes4(bytes, levels);
-        const lanes value = lanes_mul(level, lanes_set(scale));
-        lanes_store_part(y + c, x == NULL ? value : lanes_add(lanes_load_part(x + c, n), value), n);
+    uint8_t bytes[16] = {0};
+    if (!full) { /* the codes may end where the file ends */
+        memcpy(bytes, p, wide ? n : (n + 1) / 2);
+        p = bytes;
+    }
+    const lanes level = wide ? lanes_from_i8((const int8_t *)p)
+                             : lanes_from_codes4(p, lil_levels_4bit[codes->format - LIL_INT4]);
+    const lanes value = lanes_mul(level, lanes_set(scale));
+    if (full) {
+        lanes_store(y, x == NULL ? value : lanes_add(lanes_load(x), value));
+    } else {
+        lanes_store_part(y, x == NULL ? value : lanes_add(lanes_load_part(x, n), value), n);
+    }
+}
+
+LIL_INLINE void embed_row(const lil_constant *codes, const uint8_t *row, float scale, const float *x, float *y) {
+    const size_t per_byte = codes->format == LIL_INT8 ? 1 : 2;
+    size_t c = 0;
+    for (; c + 16 <= codes->cols; c += 16) {
+        embed_part(codes, row + c / per_byte, scale, x == NULL ? NULL : x + c, y + c, 16, true);
+    }
+    if (c < codes->cols) {
+        embed_part(codes, row + c / per_byte, scale, x == NULL ? NULL : x + c, y + c, codes->cols - c, false);
     }
 }
 

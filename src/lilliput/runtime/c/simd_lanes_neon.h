@@ -1,0 +1,214 @@
+/* Sixteen lanes of NEON: four registers of four floats. The words are those of simd_lanes_avx512.h. Internal. */
+#ifndef LIL_SIMD_LANES_H
+#define LIL_SIMD_LANES_H
+
+#include <arm_neon.h>
+
+#include "lil_kernels.h"
+
+#define LIL_INLINE static inline __attribute__((always_inline))
+#define LIL_OUTLINE static __attribute__((noinline, unused)) /* rest of rows: many branches, and used in many places */
+
+typedef struct lanes {
+    float32x4_t val[4];
+} lanes;
+typedef struct lanes_i32 {
+    int32x4_t val[4];
+} lanes_i32;
+
+/* Return four registers, each made by `expression` of `i`. Written out, with constants: compilers that leave such a
+ * loop as it is would put the registers into memory. */
+#define LANES_EACH(type, expression)                                                                                  \
+    type each;                                                                                                        \
+    {                                                                                                                 \
+        enum { i = 0 };                                                                                               \
+        each.val[i] = (expression);                                                                                   \
+    }                                                                                                                 \
+    {                                                                                                                 \
+        enum { i = 1 };                                                                                               \
+        each.val[i] = (expression);                                                                                   \
+    }                                                                                                                 \
+    {                                                                                                                 \
+        enum { i = 2 };                                                                                               \
+        each.val[i] = (expression);                                                                                   \
+    }                                                                                                                 \
+    {                                                                                                                 \
+        enum { i = 3 };                                                                                               \
+        each.val[i] = (expression);                                                                                   \
+    }                                                                                                                 \
+    return each
+
+/* Loads and stores; `_part` ones touch only the first n (0..16) elements, and load 0 into the other lanes. */
+LIL_INLINE lanes lanes_load(const float *p) {
+    LANES_EACH(lanes, vld1q_f32(p + 4 * i));
+}
+LIL_INLINE void lanes_store(float *p, lanes x) {
+    vst1q_f32(p, x.val[0]);
+    vst1q_f32(p + 4, x.val[1]);
+    vst1q_f32(p + 8, x.val[2]);
+    vst1q_f32(p + 12, x.val[3]);
+}
+/* Register i of them. */
+LIL_INLINE float32x4_t lanes_load_some(const float *p, size_t n, size_t i) {
+    const float32x2_t none = vdup_n_f32(0.0f);
+    if (n >= 4 * i + 4) {
+        return vld1q_f32(p + 4 * i);
+    }
+    switch (n > 4 * i ? n - 4 * i : 0) {
+    case 1: return vcombine_f32(vld1_lane_f32(p + 4 * i, none, 0), none);
+    case 2: return vcombine_f32(vld1_f32(p + 4 * i), none);
+    case 3: return vcombine_f32(vld1_f32(p + 4 * i), vld1_lane_f32(p + 4 * i + 2, none, 0));
+    default: return vcombine_f32(none, none);
+    }
+}
+LIL_INLINE void lanes_store_some(float *p, float32x4_t x, size_t n, size_t i) {
+    if (n >= 4 * i + 4) {
+        vst1q_f32(p + 4 * i, x);
+        return;
+    }
+    switch (n > 4 * i ? n - 4 * i : 0) {
+    case 3: vst1q_lane_f32(p + 4 * i + 2, x, 2); /* fall through */
+    case 2: vst1_f32(p + 4 * i, vget_low_f32(x)); break;
+    case 1: vst1q_lane_f32(p + 4 * i, x, 0); break;
+    default: break;
+    }
+}
+LIL_OUTLINE lanes lanes_load_part(const float *p, size_t n) {
+    LANES_EACH(lanes, lanes_load_some(p, n, i));
+}
+LIL_OUTLINE void lanes_store_part(float *p, lanes x, size_t n) {
+    lanes_store_some(p, x.val[0], n, 0);
+    lanes_store_some(p, x.val[1], n, 1);
+    lanes_store_some(p, x.val[2], n, 2);
+    lanes_store_some(p, x.val[3], n, 3);
+}
+LIL_INLINE lanes_i32 lanes_i32_load(const int32_t *p) {
+    LANES_EACH(lanes_i32, vld1q_s32(p + 4 * i));
+}
+
+LIL_INLINE lanes lanes_set(float x) {
+    LANES_EACH(lanes, vdupq_n_f32(x));
+}
+LIL_INLINE lanes lanes_zero(void) {
+    return lanes_set(0.0f);
+}
+LIL_INLINE lanes lanes_add(lanes a, lanes b) {
+    LANES_EACH(lanes, vaddq_f32(a.val[i], b.val[i]));
+}
+LIL_INLINE lanes lanes_sub(lanes a, lanes b) {
+    LANES_EACH(lanes, vsubq_f32(a.val[i], b.val[i]));
+}
+LIL_INLINE lanes lanes_mul(lanes a, lanes b) {
+    LANES_EACH(lanes, vmulq_f32(a.val[i], b.val[i]));
+}
+LIL_INLINE lanes lanes_div(lanes a, lanes b) {
+    LANES_EACH(lanes, vdivq_f32(a.val[i], b.val[i]));
+}
+/* a > b ? a : b, and a < b ? a : b: where either is NaN, b. (vmaxq would give NaN, vmaxnmq the other.) */
+LIL_INLINE lanes lanes_max(lanes a, lanes b) {
+    LANES_EACH(lanes, vbslq_f32(vcgtq_f32(a.val[i], b.val[i]), a.val[i], b.val[i]));
+}
+LIL_INLINE lanes lanes_min(lanes a, lanes b) {
+    LANES_EACH(lanes, vbslq_f32(vcltq_f32(a.val[i], b.val[i]), a.val[i], b.val[i]));
+}
+LIL_INLINE lanes lanes_abs(lanes x) {
+    LANES_EACH(lanes, vabsq_f32(x.val[i]));
+}
+LIL_INLINE float32x4_t lanes_where(uint32x4_t mask, float32x4_t x) {
+    return vreinterpretq_f32_u32(vandq_u32(mask, vreinterpretq_u32_f32(x)));
+}
+/* x in the lanes where a >= b, else +0. */
+LIL_INLINE lanes lanes_where_ge(lanes a, lanes b, lanes x) {
+    LANES_EACH(lanes, lanes_where(vcgeq_f32(a.val[i], b.val[i]), x.val[i]));
+}
+
+/* The format's tree: lane j + lane j+8, then +4, +2, +1. */
+LIL_INLINE float lanes_tree(lanes x) {
+    const float32x4_t four = vaddq_f32(vaddq_f32(x.val[0], x.val[2]), vaddq_f32(x.val[1], x.val[3]));
+    const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
+/* The largest lane; none is NaN. */
+LIL_INLINE float lanes_largest(lanes x) {
+    return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.val[0], x.val[1]), vmaxq_f32(x.val[2], x.val[3])));
+}
+
+/* Each lane to an integer: half to even, and towards zero. All are within int32. */
+LIL_INLINE lanes_i32 lanes_round(lanes x) {
+    LANES_EACH(lanes_i32, vcvtnq_s32_f32(x.val[i]));
+}
+LIL_INLINE lanes_i32 lanes_truncate(lanes x) {
+    LANES_EACH(lanes_i32, vcvtq_s32_f32(x.val[i]));
+}
+LIL_INLINE lanes lanes_from_i32(lanes_i32 x) {
+    LANES_EACH(lanes, vcvtq_f32_s32(x.val[i]));
+}
+LIL_INLINE float32x4_t lanes_add_exponent(float32x4_t p, int32x4_t biased) {
+    return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(biased, 23)));
+}
+/* p * 2^n, where `biased` = n + 1.5 * 2^23 holds n in its lowest bits, and p and the result are normal numbers. */
+LIL_INLINE lanes lanes_times_power(lanes p, lanes biased) {
+    LANES_EACH(lanes, lanes_add_exponent(p.val[i], vreinterpretq_s32_f32(biased.val[i])));
+}
+/* A table instruction sees 64 bytes; beyond them it gives 0 (tbl), or leaves what was (tbx). */
+LIL_INLINE float32x4_t lanes_look_up_4(uint8x16x4_t lower, uint8x16x4_t upper, int32x4_t k) {
+    const uint32x4_t first = vmulq_n_u32(vreinterpretq_u32_s32(k), 0x04040404u); /* byte 4 k, four times */
+    const uint8x16_t at = vreinterpretq_u8_u32(vaddq_u32(first, vdupq_n_u32(0x03020100u)));
+    const uint8x16_t found = vqtbl4q_u8(lower, at);
+    return vreinterpretq_f32_u8(vqtbx4q_u8(found, upper, vsubq_u8(at, vdupq_n_u8(64))));
+}
+/* table[k] of 32, for each lane. */
+LIL_INLINE lanes lanes_look_up(const float table[32], lanes_i32 k) {
+    const uint8_t *bytes = (const uint8_t *)table;
+    const uint8x16x4_t lower = vld1q_u8_x4(bytes), upper = vld1q_u8_x4(bytes + 64);
+    LANES_EACH(lanes, lanes_look_up_4(lower, upper, k.val[i]));
+}
+
+/* Bytes, bf16 and codes to lanes; int32 lanes to bytes. */
+LIL_INLINE lanes lanes_from_u8(const uint8_t *p) {
+    const uint8x16_t x = vld1q_u8(p);
+    const uint16x8_t low = vmovl_u8(vget_low_u8(x)), high = vmovl_high_u8(x);
+    return (lanes){{vcvtq_f32_u32(vmovl_u16(vget_low_u16(low))), vcvtq_f32_u32(vmovl_high_u16(low)),
+                    vcvtq_f32_u32(vmovl_u16(vget_low_u16(high))), vcvtq_f32_u32(vmovl_high_u16(high))}};
+}
+LIL_INLINE float32x4_t lanes_from_upper(const uint8_t *p) {
+    return vreinterpretq_f32_u32(vshll_n_u16(vreinterpret_u16_u8(vld1_u8(p)), 16));
+}
+LIL_INLINE lanes lanes_from_bf16(const uint8_t *p) {
+    LANES_EACH(lanes, lanes_from_upper(p + 8 * i));
+}
+LIL_INLINE lanes lanes_from_bf16_part(const uint8_t *p, size_t n) {
+    uint8_t copy[32] = {0};
+    memcpy(copy, p, n < 16 ? 2 * n : 32);
+    return lanes_from_bf16(copy);
+}
+LIL_INLINE lanes lanes_from_levels(int8x16_t x) {
+    const int16x8_t low = vmovl_s8(vget_low_s8(x)), high = vmovl_high_s8(x);
+    return (lanes){{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_high_s16(low)),
+                    vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_high_s16(high))}};
+}
+LIL_INLINE lanes lanes_from_i8(const int8_t *p) {
+    return lanes_from_levels(vld1q_s8(p));
+}
+/* Levels of the 16 codes of 4 bits in the 8 bytes at p, the low nibble first. */
+LIL_INLINE lanes lanes_from_codes4(const uint8_t *p, const int8_t levels[16]) {
+    const uint8x8_t pairs = vld1_u8(p);
+    const uint8x8x2_t codes = vzip_u8(vand_u8(pairs, vdup_n_u8(15)), vshr_n_u8(pairs, 4));
+    return lanes_from_levels(vqtbl1q_s8(vld1q_s8(levels), vcombine_u8(codes.val[0], codes.val[1])));
+}
+LIL_INLINE int8x16_t lanes_lowest_bytes(lanes_i32 x) {
+    const int16x8_t low = vmovn_high_s32(vmovn_s32(x.val[0]), x.val[1]);
+    const int16x8_t high = vmovn_high_s32(vmovn_s32(x.val[2]), x.val[3]);
+    return vmovn_high_s16(vmovn_s16(low), high);
+}
+/* The lowest byte of each lane. */
+LIL_INLINE void lanes_i32_store_i8(int8_t *p, lanes_i32 x) {
+    vst1q_s8(p, lanes_lowest_bytes(x));
+}
+LIL_INLINE void lanes_i32_store_i8_part(int8_t *p, lanes_i32 x, size_t n) {
+    int8_t copy[16];
+    lanes_i32_store_i8(copy, x);
+    memcpy(p, copy, n < 16 ? n : 16);
+}
+
+#endif
