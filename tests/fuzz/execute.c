@@ -1,14 +1,19 @@
 /* Opens one file and runs it. What must hold:
  * - lil_open refuses with a defined status, or lil_run gives LIL_OK;
- * - each instruction set, and a team of threads in any order, gives the bits of the scalar kernels (any NaN is equal to any other);
+ * - each instruction set, and a team of threads in any order, gives the bits of the scalar kernels (any NaN is equal to
+ *   any other);
  * - the file is not written, and what the arena held before does not show;
- * - under AddressSanitizer: an op touches its own operands only: all the rest of the arena is poisoned while it runs;
+ * - under AddressSanitizer an op touches its own operands only: all the rest of the arena is poisoned while it runs;
+ * - without it too (it does not see the instructions of AMX) an op writes its own outputs only, and the arena, and
+ *   sometimes the file, end at a page that may not be touched;
  * - bytes of constants that change after opening may change the outputs, and nothing else. */
+#define _DEFAULT_SOURCE /* mmap's flags */
 #include "execute.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #include "lil_format.h"
 
@@ -34,13 +39,30 @@
         }                                                                                                             \
     } while (0)
 
-enum { MAX_TEAM = 3, MAX_ARENA = 1 << 22 };
+enum { MAX_TEAM = 3, MAX_ARENA = 1 << 22, MAX_GUARDED_FILE = 1 << 20, PAGE = 1 << 16 };
 
 static uint64_t next_random(uint64_t *state) {
     *state ^= *state << 13;
     *state ^= *state >> 7;
     *state ^= *state << 17;
     return *state;
+}
+
+/* `bytes` (of whole pages) of memory that a page follows which may not be touched. Its end. */
+static uint8_t *guarded(size_t bytes) {
+    uint8_t *memory = mmap(NULL, bytes + PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    HOLDS(memory != MAP_FAILED && mprotect(memory + bytes, PAGE, PROT_NONE) == 0);
+    return memory + bytes;
+}
+
+/* lil_isa_available, asked once: each time is a few microseconds, or many on a virtual machine. */
+static bool is_available(int isa) {
+    static bool asked, available[LIL_ISA_COUNT];
+    for (int i = 0; i < LIL_ISA_COUNT && !asked; i++) {
+        available[i] = lil_isa_available((lil_isa)i);
+    }
+    asked = true;
+    return available[isa];
 }
 
 /* About how many multiplications one run takes. No product overflows: a buffer has fewer than 2^31 elements. */
@@ -62,8 +84,8 @@ static uint64_t work_of(const lil_model *model) {
 typedef struct trial {
     const lil_model *model;
     uint8_t *arena;
-    size_t arena_bytes; /* for MAX_TEAM threads */
-    size_t used_bytes;  /* for this run's threads */
+    size_t arena_bytes; /* for this run's threads */
+    uint8_t *before;    /* NULL, or as many: the arena before the op that runs */
     const uint8_t *input;
     float *output;
     bool backwards; /* the order in which the team's tasks are run */
@@ -82,6 +104,9 @@ static void expose_buffer(const trial *t, uint32_t index) {
 
 /* Let only the operands of op `index` be touched, and the scratch of the team's other threads. */
 static void expose_op(const trial *t, uint32_t index) {
+    if (t->before != NULL) {
+        memcpy(t->before, t->arena, t->arena_bytes);
+    }
     ASAN_POISON_MEMORY_REGION(t->arena, t->arena_bytes);
     if (index >= t->model->num_ops) {
         return;
@@ -94,12 +119,28 @@ static void expose_op(const trial *t, uint32_t index) {
         expose_buffer(t, op.out[i]);
     }
     if (op.kind == LIL_ATTENTION) {
-        ASAN_UNPOISON_MEMORY_REGION(t->arena + t->model->arena_bytes, t->used_bytes - t->model->arena_bytes);
+        ASAN_UNPOISON_MEMORY_REGION(t->arena + t->model->arena_bytes, t->arena_bytes - t->model->arena_bytes);
     }
 }
 
+/* Whether op `index` has left the arena as it was but for its outputs and its team's scratch. */
+static bool wrote_only_outputs(const trial *t, uint32_t index) {
+    const lil_op op = lil_op_at(t->model->ops, index);
+    for (int i = 0; i < LIL_NUM_OUTPUTS; i++) {
+        if (op.out[i] != t->model->input && op.out[i] != t->model->output) {
+            const lil_buffer b = lil_buffer_at(t->model->buffers, op.out[i]);
+            memcpy(t->before + b.offset, t->arena + b.offset, (size_t)b.rows * b.cols * element_bytes(b.dtype));
+        }
+    }
+    const size_t kept = op.kind == LIL_ATTENTION ? t->model->arena_bytes : t->arena_bytes;
+    return memcmp(t->before, t->arena, kept) == 0;
+}
+
 static void after_op(void *observer, uint32_t op) {
-    expose_op(observer, op + 1);
+    const trial *t = observer;
+    ASAN_UNPOISON_MEMORY_REGION(t->arena, t->arena_bytes);
+    HOLDS(t->before == NULL || wrote_only_outputs(t, op));
+    expose_op(t, op + 1);
 }
 
 /* A team whose threads run one after another. */
@@ -115,18 +156,22 @@ static void take_turns(void *threads, void (*task)(void *argument, size_t thread
     }
 }
 
-static void run(trial *t, lil_isa isa, size_t num_threads, int fill) {
+static void run(trial *t, int isa, size_t num_threads, int fill) {
+    static uint8_t *arena_end;
     lil_model model = *t->model;
     turns order = {num_threads, t->backwards};
     const lil_team team = {num_threads, take_turns, &order};
-    t->used_bytes = lil_arena_bytes(&model, num_threads);
+    if (arena_end == NULL) {
+        arena_end = guarded(MAX_ARENA);
+    }
+    t->arena_bytes = lil_arena_bytes(&model, num_threads);
+    t->arena = arena_end - t->arena_bytes;
     const lil_context context = {.arena = t->arena,
-                                 .arena_bytes = t->used_bytes,
+                                 .arena_bytes = t->arena_bytes,
                                  .team = num_threads > 1 ? &team : NULL,
                                  .after_op = after_op,
                                  .observer = t};
-    HOLDS(lil_use_isa(&model, isa) == LIL_OK);
-    ASAN_UNPOISON_MEMORY_REGION(t->arena, t->arena_bytes);
+    model.isa = (lil_isa)isa;
     memset(t->arena, fill, t->arena_bytes);
     memset(t->output, fill, lil_output_bytes(&model));
     expose_op(t, 0);
@@ -160,53 +205,67 @@ static void fill_input(uint8_t *input, size_t bytes, uint64_t seed) {
     }
 }
 
-/* Everything that is run of one opened file. `file` is the caller's copy, whose constants are spoiled at the end. */
+/* Other constants in the file, which is the caller's own copy, for each instruction set: any outputs are right. */
+static void change_constants(const trial *t, uint8_t *file, uint64_t seed) {
+    const lil_model *model = t->model;
+    const size_t start = (size_t)(model->constants - model->file), end = (size_t)(model->metadata - model->file);
+    for (size_t i = start; i < end; i++) {
+        const uint64_t random = next_random(&seed);
+        file[i] = (uint8_t)((random >> 8) % 4 == 0 ? 0x80 : random >> 16);
+    }
+    trial again = *t;
+    for (int isa = 0; isa < LIL_ISA_COUNT; isa++) {
+        if (is_available(isa)) {
+            run(&again, isa, 1, 0xFF);
+        }
+    }
+}
+
+/* Everything that is run of one opened file. */
 static bool run_all(const lil_model *model, uint8_t *file, uint64_t seed) {
     const size_t count = lil_output_bytes(model) / sizeof(float), arena_bytes = lil_arena_bytes(model, MAX_TEAM);
-    uint8_t *input = malloc(lil_input_bytes(model));
+    uint8_t *input = malloc(lil_input_bytes(model)), *before = malloc(arena_bytes + 1);
     float *wanted = malloc(count * sizeof *wanted), *output = malloc(count * sizeof *output);
-    trial t = {.model = model,
-               .arena = aligned_alloc(LIL_ALIGNMENT, arena_bytes > 0 ? arena_bytes : LIL_ALIGNMENT),
-               .arena_bytes = arena_bytes,
-               .input = input,
-               .output = wanted,
-               .backwards = seed & 1};
-    HOLDS(input != NULL && wanted != NULL && output != NULL && t.arena != NULL);
+    HOLDS(input != NULL && before != NULL && wanted != NULL && output != NULL);
+    trial t = {.model = model, .input = input, .output = wanted, .backwards = seed & 1};
     fill_input(input, lil_input_bytes(model), seed >> 1);
     run(&t, LIL_SCALAR, 1, 0xFF);
     const bool finite = all_finite(wanted, count);
     t.output = output;
-    const int team_isa = (int)(seed >> 4) % LIL_ISA_COUNT;
-    for (int isa = 0; isa < LIL_ISA_COUNT; isa++) {
-        if (!lil_isa_available((lil_isa)isa)) {
-            continue;
-        }
-        if (isa != LIL_SCALAR) {
-            run(&t, (lil_isa)isa, 1, 0x5A);
-            HOLDS(same_bits(wanted, output, count));
-        }
-        if (isa == LIL_SCALAR ? !lil_isa_available((lil_isa)team_isa) : isa == team_isa) {
-            run(&t, (lil_isa)isa, 2 + (seed >> 8) % (MAX_TEAM - 1), 0xA5);
+    t.before = (seed >> 20) % 4 == 0 ? before : NULL;
+    const int other = (int)((seed >> 4) % LIL_ISA_COUNT), team_isa = is_available(other) ? other : LIL_SCALAR;
+    for (int isa = LIL_SCALAR + 1; isa < LIL_ISA_COUNT; isa++) {
+        if (is_available(isa)) {
+            run(&t, isa, 1, 0x5A);
             HOLDS(same_bits(wanted, output, count));
         }
     }
-    const size_t constants = (size_t)(model->metadata - model->constants);
+    run(&t, team_isa, 2 + (seed >> 8) % (MAX_TEAM - 1), 0xA5);
+    HOLDS(same_bits(wanted, output, count));
     if ((seed >> 12) % 8 == 0) {
-        for (size_t i = 0; i < constants; i++) {
-            const uint64_t random = next_random(&seed);
-            file[(size_t)(model->constants - model->file) + i] = (uint8_t)((random >> 8) % 4 == 0 ? 0x80 : random >> 16);
-        }
-        for (int isa = 0; isa < LIL_ISA_COUNT; isa++) {
-            if (lil_isa_available((lil_isa)isa)) {
-                run(&t, (lil_isa)isa, 1, 0xFF);
-            }
-        }
+        change_constants(&t, file, seed);
     }
     free(input);
+    free(before);
     free(wanted);
     free(output);
-    free(t.arena);
     return finite;
+}
+
+/* Where a copy of `size` bytes is put: at a multiple of 64, anywhere, or so that it ends where memory does. `*owned` is to
+ * be freed. */
+static uint8_t *place_for(size_t size, uint64_t seed, void **owned) {
+    static uint8_t *end;
+    if (end == NULL) {
+        end = guarded(MAX_GUARDED_FILE);
+    }
+    *owned = NULL;
+    if (seed % 4 == 0 && size <= MAX_GUARDED_FILE) {
+        return end - size;
+    }
+    const size_t shift = seed % 4 == 1 ? (seed >> 2) % 64 : 0;
+    HOLDS(posix_memalign(owned, LIL_ALIGNMENT, size + shift > 0 ? size + shift : 1) == 0);
+    return (uint8_t *)*owned + shift; /* it ends where its allocation ends */
 }
 
 execution execute(const uint8_t *data, size_t size, uint64_t max_work) {
@@ -215,10 +274,8 @@ execution execute(const uint8_t *data, size_t size, uint64_t max_work) {
         seed = (seed ^ data[i]) * 0x100000001B3u;
     }
     seed ^= seed >> 29;
-    const size_t shift = (seed >> 16) % 4 == 0 ? (seed >> 18) % 64 : 0;
-    uint8_t *memory = calloc(1, size + shift > 0 ? size + shift : 1);
-    HOLDS(memory != NULL);
-    uint8_t *file = memory + shift; /* it ends where its allocation ends */
+    void *owned;
+    uint8_t *file = place_for(size, seed >> 32, &owned);
     if (size > 0) {
         memcpy(file, data, size);
     }
@@ -227,10 +284,10 @@ execution execute(const uint8_t *data, size_t size, uint64_t max_work) {
     HOLDS(size == 0 || memcmp(file, data, size) == 0);
     HOLDS(done.status >= LIL_OK && done.status != LIL_NULL_ARGUMENT && done.status <= LIL_UNWRITTEN);
     if (done.status == LIL_OK) {
-        HOLDS(model.where == 0 && lil_isa_available(model.isa));
+        HOLDS(model.where == 0 && is_available((int)model.isa));
         done.ran = work_of(&model) <= max_work && lil_arena_bytes(&model, MAX_TEAM) <= MAX_ARENA;
         done.finite = done.ran && run_all(&model, file, seed | 1u << 31);
     }
-    free(memory);
+    free(owned);
     return done;
 }

@@ -11,12 +11,14 @@
 
 #include "simd_lanes_avx512.h"
 #include "simd_rows.h"
+#include "simd_attention.h"
 
 const lil_kernel_table lil_kernels_avx512 = {
     [LIL_NORMALIZE] = normalize,
     [LIL_UNFOLD] = unfold,
     [LIL_QUANTIZE] = quantize,
     [LIL_LAYER_NORM] = layer_norm,
+    [LIL_ATTENTION] = attention,
     [LIL_PREPEND_TOKEN] = prepend_token,
     [LIL_ADD_POSITIONS] = add_positions,
     [LIL_MEAN_ROWS] = mean_rows,

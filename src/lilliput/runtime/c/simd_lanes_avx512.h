@@ -188,10 +188,25 @@ LIL_INLINE void lanes_i32_store_fours(int8_t *p, const lanes_i32 x[4]) {
 LIL_INLINE lanes_i32 lanes_i32_set(int32_t x) {
     return _mm512_set1_epi32(x);
 }
+LIL_INLINE lanes_i32 lanes_i32_add(lanes_i32 a, lanes_i32 b) {
+    return _mm512_add_epi32(a, b);
+}
+LIL_INLINE int32_t lanes_i32_sum(lanes_i32 x) {
+    return _mm512_reduce_add_epi32(x);
+}
 LIL_INLINE int32_t lanes_four(const int8_t *p) {
     int32_t four;
     memcpy(&four, p, sizeof four);
     return four;
+}
+/* 16 dims of 16 queries as four tiles [16 queries][4 dims], with the offset. */
+LIL_INLINE void lanes_store_query_tiles(int8_t *tiles, int8_t levels[16][16]) {
+    const __m512i offset = _mm512_set1_epi8((char)LIL_QUERY_OFFSET);
+    const __m512i rows = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
+    for (int i = 0; i < 4; i++) {
+        const __m512i tile = _mm512_i32gather_epi32(rows, (const int *)(const void *)(levels[0] + 4 * i), 4);
+        _mm512_storeu_si512(tiles + 64 * i, _mm512_xor_si512(tile, offset));
+    }
 }
 /* Each lane: acc + its four levels of `queries` (64 bytes, with the offset) times the four of `key`. */
 LIL_INLINE lanes_i32 lanes_dot_queries(lanes_i32 acc, const int8_t *queries, const int8_t *key) {

@@ -1,0 +1,23 @@
+/* The integer products of NEON with the dot product instructions. Everything else is NEON's. */
+#include "lil_isa.h"
+
+#if LIL_ARM
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
+#else
+#pragma GCC target("+dotprod")
+#endif
+
+#define NEON_DOT 1
+#include "simd_lanes_neon.h"
+#include "simd_product_neon.h"
+
+const lil_kernel_table lil_kernels_neondot = {
+    [LIL_LINEAR] = linear_activated,
+    [LIL_LINEAR_ADD] = linear_add,
+};
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
+#endif
