@@ -3,22 +3,27 @@
  *     cases ISA COUNT SEED [KIND [FIRST]]
  *
  * COUNT calls of each kind, or of KIND alone; case i of a seed is the same whatever COUNT and FIRST are. Prints one line
- * a kind: its number, its name, cases. On the first difference prints the case, and exits with 1; with 2 where ISA is
+ * a kind: its number, its name, cases, and a digest of the outputs, which is the same on every target. On the first difference prints the case, and exits with 1; with 2 where ISA is
  * unknown, with 3 where this processor lacks it.
  *
- * Memory is as unfriendly as lil_run allows: constants and pixels end where their allocation ends, at any alignment;
- * what is in the arena lies at multiples of 64 with rubbish up to the next one; the model's output, which a later op
- * may read, is aligned to 4. Outputs start with a pattern that must stay wherever the part does not write. */
+ * Memory is as unfriendly as lil_run allows: constants and pixels end at a page that must not be touched, at any
+ * alignment; what is in the arena lies at multiples of 64 with rubbish up to the next one, and that page behind it; the
+ * model's output, which a later op may read, is aligned to 4. Outputs start with a pattern that must stay wherever the
+ * part does not write. */
+#define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
+#include <signal.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "lil.h"
 #include "lil_isa.h"
 
 #include "cases_random.h"
 
-enum { MAX_BLOCKS = 16, GUARD = 64 };
+enum { MAX_REGIONS = 8, REGION_BYTES = 1 << 23, PAGE_BYTES = 1 << 16, GUARD = 64 }; /* pages are at most so large */
 
 /* One call, and for each output the memory of the scalar kernel and of the one it is compared with. */
 typedef struct test_case {
@@ -29,8 +34,7 @@ typedef struct test_case {
     size_t shift[LIL_NUM_OUTPUTS];        /* from there to the output itself */
     size_t bytes[LIL_NUM_OUTPUTS];        /* with the guards; 0: no such output */
     bool is_float[LIL_NUM_OUTPUTS];
-    uint8_t *blocks[MAX_BLOCKS]; /* what to free */
-    size_t num_blocks;
+    size_t num_regions; /* in use */
 } test_case;
 
 static const char *const kind_names[LIL_NUM_KINDS] = {
@@ -64,49 +68,52 @@ static const lil_kernel_table *const tables[LIL_ISA_COUNT] = {
 
 /* ---- Memory ---- */
 
-static uint8_t *allocate(test_case *c, size_t bytes) {
-    void *memory = aligned_alloc(LIL_ALIGNMENT, (bytes + LIL_ALIGNMENT) / LIL_ALIGNMENT * LIL_ALIGNMENT);
-    if (memory == NULL || c->num_blocks == MAX_BLOCKS) {
+static void *checked(void *memory) {
+    if (memory == NULL || memory == MAP_FAILED) {
         fprintf(stderr, "no memory\n");
         exit(4);
     }
-    c->blocks[c->num_blocks++] = memory;
     return memory;
 }
 
-/* `bytes` at a random multiple of `alignment` (1 or 4); reading past them is seen by the address sanitizer. */
-static uint8_t *allocate_exactly(test_case *c, size_t bytes, size_t alignment) {
-    const size_t shift = below(LIL_ALIGNMENT / alignment) * alignment;
-    uint8_t *memory = malloc(shift + bytes);
-    if (memory == NULL || c->num_blocks == MAX_BLOCKS) {
-        fprintf(stderr, "no memory\n");
+/* The last `bytes` before a page that faults when it is touched. Regions are made once and used by every case. */
+static uint8_t *allocate_at_end(test_case *c, size_t bytes) {
+    static uint8_t *regions[MAX_REGIONS];
+    if (c->num_regions == MAX_REGIONS || bytes > REGION_BYTES) {
+        fprintf(stderr, "a case needs more memory than is planned\n");
         exit(4);
     }
-    c->blocks[c->num_blocks++] = memory;
-    return memory + shift;
+    uint8_t **region = &regions[c->num_regions++];
+    if (*region == NULL) {
+        *region = checked(mmap(NULL, REGION_BYTES + PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        if (mprotect(*region + REGION_BYTES, PAGE_BYTES, PROT_NONE) != 0) {
+            exit(4);
+        }
+    }
+    return *region + REGION_BYTES - bytes;
+}
+
+static size_t round_up_64(size_t bytes) {
+    return (bytes + 63) / 64 * 64;
 }
 
 static void release(test_case *c) {
-    for (size_t i = 0; i < c->num_blocks; i++) {
-        free(c->blocks[i]);
+    for (int i = 0; i < LIL_NUM_OUTPUTS; i++) {
+        free(c->outputs[0][i]);
+        free(c->outputs[1][i]);
     }
-    memset(c, 0, sizeof *c);
 }
 
 static size_t element_bytes(bool is_float) {
     return is_float ? sizeof(float) : 1;
 }
 
-/* Input `i`, to be filled. One row of floats may be the model's output, which has its end at the end of its memory. */
+/* Input `i`, to be filled. One row of floats may be the model's output, which has nothing behind it. */
 static void *add_input(test_case *c, int i, size_t rows, size_t cols, bool is_float) {
     const size_t bytes = rows * cols * element_bytes(is_float);
-    uint8_t *data;
-    if (is_float && rows == 1 && one_in(4)) {
-        data = allocate_exactly(c, bytes, sizeof(float));
-    } else {
-        data = allocate(c, bytes);
-        memset(data + bytes, 0x7F, (LIL_ALIGNMENT - bytes % LIL_ALIGNMENT) % LIL_ALIGNMENT);
-    }
+    const size_t padded = is_float && rows == 1 && one_in(4) ? bytes : round_up_64(bytes);
+    uint8_t *data = allocate_at_end(c, padded);
+    memset(data + bytes, 0x7F, padded - bytes);
     c->call.in[i] = (lil_input){data, rows, cols};
     return data;
 }
@@ -125,7 +132,7 @@ static void add_output(test_case *c, int i, size_t rows, size_t cols, bool is_fl
     c->bytes[i] = shift + data_bytes + GUARD;
     c->is_float[i] = is_float;
     for (int which = 0; which < 2; which++) {
-        c->outputs[which][i] = allocate(c, c->bytes[i]);
+        c->outputs[which][i] = checked(aligned_alloc(LIL_ALIGNMENT, round_up_64(c->bytes[i])));
     }
     for (size_t b = 0; b < c->bytes[i]; b++) {
         c->outputs[0][i][b] = (uint8_t)random_bits();
@@ -135,7 +142,7 @@ static void add_output(test_case *c, int i, size_t rows, size_t cols, bool is_fl
 }
 
 static uint8_t *add_tensor(test_case *c, int i, uint16_t format, size_t rows, size_t cols, size_t bytes) {
-    uint8_t *data = allocate_exactly(c, bytes, 1);
+    uint8_t *data = allocate_at_end(c, bytes);
     c->call.tensor[i] = (lil_constant){data, rows, cols, format};
     return data;
 }
@@ -196,7 +203,7 @@ static void set_part(test_case *c, size_t count) {
 
 static void make_normalize(test_case *c) {
     const size_t rows = random_size(70), cols = one_in(2) ? between(1, 4) : random_size(200);
-    uint8_t *x = allocate_exactly(c, rows * cols, 1);
+    uint8_t *x = allocate_at_end(c, rows * cols);
     for (size_t i = 0; i < rows * cols; i++) {
         x[i] = (uint8_t)random_bits();
     }
@@ -213,10 +220,7 @@ static void make_unfold(test_case *c) {
     const size_t channels = one_in(2) ? between(1, 4) : random_size(40), kernel = between(1, 5);
     size_t padding = below(kernel);
     while (kernel > height + 2 * padding || kernel > width + 2 * padding) {
-        if (++padding >= kernel) {
-            make_unfold(c); /* no window fits: other sizes */
-            return;
-        }
+        padding++; /* ends: kernel - 1 is enough */
     }
     const size_t stride = between(1, kernel + 1);
     const size_t out_height = (height + 2 * padding - kernel) / stride + 1;
@@ -384,6 +388,12 @@ static void print_case(void) {
             call->a[4], now.c->part.begin, now.c->part.end);
 }
 
+static void on_fault(int signal_number) {
+    fprintf(stderr, "signal %d\n", signal_number);
+    print_case();
+    _exit(1);
+}
+
 /* The address sanitizer calls this before its report. */
 void __asan_on_error(void);
 void __asan_on_error(void) {
@@ -395,7 +405,7 @@ static void run_kernel(test_case *c, lil_kernel kernel, int which) {
         c->call.out[i].data = c->outputs[which][i] + c->shift[i];
     }
     if (c->scratch_bytes > 0) {
-        c->part.scratch = allocate(c, c->scratch_bytes);
+        c->part.scratch = allocate_at_end(c, c->scratch_bytes);
         memset(c->part.scratch, which == 0 ? 0x5A : 0xFF, c->scratch_bytes); /* what was there must not matter */
     }
     kernel(&c->call, &c->part);
@@ -432,8 +442,22 @@ static bool equal(const test_case *c, int i) {
     return true;
 }
 
-static bool run_case(lil_kernel kernel, unsigned long long seed, int kind, size_t index) {
-    test_case c = {.num_blocks = 0};
+/* FNV-1a of the outputs' words or bytes; all NaNs are one. */
+static uint32_t digest_of(const test_case *c, uint32_t digest) {
+    for (int i = 0; i < LIL_NUM_OUTPUTS; i++) {
+        const size_t size = element_bytes(c->is_float[i]);
+        for (size_t b = c->shift[i]; b + GUARD < c->bytes[i]; b += size) {
+            uint32_t bits = 0;
+            memcpy(&bits, c->outputs[0][i] + b, size);
+            const bool is_nan = c->is_float[i] && isnan(lil_float_from_bits(bits));
+            digest = (digest ^ (is_nan ? 0x7FC00000u : bits)) * 0x01000193u;
+        }
+    }
+    return digest;
+}
+
+static bool run_case(lil_kernel kernel, unsigned long long seed, int kind, size_t index, uint32_t *digest) {
+    test_case c = {.num_regions = 0};
     random_state = seed * 1000003u + (uint64_t)kind * 0x100000001B3u + index;
     random_state = random_bits();
     now.index = index;
@@ -446,6 +470,7 @@ static bool run_case(lil_kernel kernel, unsigned long long seed, int kind, size_
     for (int i = 0; i < LIL_NUM_OUTPUTS && same; i++) {
         same = equal(&c, i);
     }
+    *digest = digest_of(&c, *digest);
     release(&c);
     return same;
 }
@@ -473,14 +498,21 @@ int main(int argc, char **argv) {
     const size_t count = strtoull(argv[2], NULL, 10), first = argc >= 6 ? strtoull(argv[5], NULL, 10) : 0;
     now.isa = argv[1];
     now.seed = strtoull(argv[3], NULL, 10);
+#ifndef __SANITIZE_ADDRESS__
+    (void)signal(SIGSEGV, on_fault);
+    (void)signal(SIGBUS, on_fault);
+#else
+    (void)on_fault;
+#endif
     for (int kind = only > 0 ? only : 1; kind < (only > 0 ? only + 1 : LIL_NUM_KINDS); kind++) {
-        const lil_kernel kernel = (*tables[isa])[kind];
+        const lil_kernel kernel = (*tables[isa])[kind]; /* NULL: another table's serves */
+        uint32_t digest = 0;
         for (size_t i = first; kernel != NULL && i < first + count; i++) {
-            if (!run_case(kernel, now.seed, kind, i)) {
+            if (!run_case(kernel, now.seed, kind, i, &digest)) {
                 return 1;
             }
         }
-        printf("%d %s %zu\n", kind, kind_names[kind], kernel != NULL ? count : 0); /* 0: another table's kernel */
+        printf("%d %s %zu %08x\n", kind, kind_names[kind], kernel != NULL ? count : 0, digest);
     }
     return 0;
 }

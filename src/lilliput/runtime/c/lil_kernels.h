@@ -15,6 +15,15 @@
 
 #include "lil_format.h"
 
+/* Before a loop of few, constant steps: unroll it, so that what it indexes stays in registers. */
+#if defined(__clang__)
+#define LIL_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define LIL_UNROLL _Pragma("GCC unroll 16")
+#else
+#define LIL_UNROLL
+#endif
+
 typedef struct lil_output { /* a buffer, row-major */
     void *data;
     size_t rows;

@@ -1,16 +1,19 @@
 /* attention on sixteen lanes, each of them one query: scores, exponentials and sums need no step across lanes, and a
- * sum's 16 lanes of the format are 16 vectors. Internal; included once by each simd_<isa>.c.
+ * sum's 16 lanes of the format are 16 vectors. The few queries that are left are taken one by one, a lane a key.
+ * Internal; included once by each simd_<isa>.c.
  *
- * In the scratch of one head (lil_attention_scratch):
- *   keys           int8 [T][dp]
+ * In the scratch of one head (lil_attention_scratch), both integer operands as tiles of 16 x 4 levels:
+ *   keys           int8 [Tp / 16][dp / 4][16 tokens][4 dims]
  *   values         int8 [dp / 16][ceil(T / 4)][16 dims][4 tokens]
- *   queries        int8 [dp / 4][16 queries][4 dims], LIL_QUERY_OFFSET added
- *   scores         float [T][16 queries]
- *   probabilities  int8 [ceil(T / 4)][16 queries][4 tokens] */
+ *   queries        int8 [dp / 4][16 queries][4 dims]; one query: [dp]
+ *   scores         float [T][16 queries]; one query: [T]
+ *   probabilities  int8 [ceil(T / 4)][16 queries][4 tokens]; one query: [T] */
 #ifndef LIL_SIMD_ATTENTION_H
 #define LIL_SIMD_ATTENTION_H
 
 #include "simd_math.h"
+
+enum { FEW = 4 }; /* as many queries or fewer are faster one by one */
 
 typedef struct head {
     size_t num_tokens;
@@ -28,7 +31,7 @@ typedef struct head {
     int8_t *queries;
     float *key_scales;
     float *value_scales;
-    int32_t *key_sums; /* -LIL_QUERY_OFFSET times the sum of a key's levels */
+    int32_t *key_sums; /* -LIL_OFFSET times the sum of a key's levels */
     float *scores;
     int8_t *probabilities;
 } head;
@@ -39,23 +42,39 @@ LIL_INLINE lanes_i32 levels_at(const head *h, const float *x, const row_scales *
     return simd_levels(d + 16 <= h->head_dim ? lanes_load(p) : lanes_load_part(p, h->head_dim - d), s, r);
 }
 
+/* 16 rows (the missing ones repeat the last) as tiles, their scales, and -LIL_OFFSET times the sums of their levels. */
+LIL_INLINE void quantize_tiles(const head *h, const float *x, size_t rows, int8_t *tiles, float scale[ROWS],
+                               int32_t sum[ROWS]) {
+    row_scales s;
+    lanes_i32 sums[ROWS];
+    lanes exact[ROWS];
+    simd_row_scales(x, h->row_stride, rows, h->head_dim, &s);
+    memcpy(scale, s.scale, sizeof s.scale);
+    LIL_UNROLL
+    for (size_t r = 0; r < ROWS; r++) {
+        sums[r] = lanes_i32_set(0);
+    }
+    for (size_t d = 0; d < h->width; d += 16) {
+        lanes_i32 levels[ROWS];
+        LIL_UNROLL
+        for (size_t r = 0; r < ROWS; r++) {
+            levels[r] = levels_at(h, x, &s, r < rows ? r : rows - 1, d);
+            sums[r] = lanes_i32_add(sums[r], levels[r]);
+        }
+        lanes_store_tiles(tiles + 16 * d, levels);
+    }
+    LIL_UNROLL
+    for (size_t r = 0; r < ROWS; r++) {
+        exact[r] = lanes_from_i32(sums[r]); /* |sum| <= 127 * 65536 < 2^24, and still an int32 times 128 */
+    }
+    lanes_i32_store(sum, lanes_round(lanes_mul(lanes_tree16(exact), lanes_set(-(float)LIL_OFFSET))));
+}
+
 static void quantize_keys(const head *h) {
     for (size_t t0 = 0; t0 < h->num_tokens; t0 += ROWS) {
         const size_t rows = h->num_tokens - t0 < ROWS ? h->num_tokens - t0 : ROWS;
-        const float *x = h->k + t0 * h->row_stride;
-        row_scales s;
-        simd_row_scales(x, h->row_stride, rows, h->head_dim, &s);
-        memcpy(h->key_scales + t0, s.scale, sizeof s.scale);
-        for (size_t r = 0; r < rows; r++) {
-            int8_t *key = h->keys + (t0 + r) * h->width;
-            lanes_i32 sum = lanes_i32_set(0);
-            for (size_t d = 0; d < h->width; d += 16) {
-                const lanes_i32 levels = levels_at(h, x, &s, r, d);
-                lanes_i32_store_i8(key + d, levels);
-                sum = lanes_i32_add(sum, levels);
-            }
-            h->key_sums[t0 + r] = -LIL_QUERY_OFFSET * lanes_i32_sum(sum);
-        }
+        quantize_tiles(h, h->k + t0 * h->row_stride, rows, h->keys + t0 * h->width, h->key_scales + t0,
+                       h->key_sums + t0);
     }
 }
 
@@ -71,6 +90,7 @@ static void quantize_values(const head *h) {
             int8_t *tile = h->values + 64 * (d / 16 * fours + t0 / 4);
             for (size_t r = 0; r < rows; r += 4, tile += 64) {
                 lanes_i32 levels[4];
+                LIL_UNROLL
                 for (size_t i = 0; i < 4; i++) {
                     levels[i] = r + i < rows ? levels_at(h, x, &s, r + i, d) : lanes_i32_set(0);
                 }
@@ -80,48 +100,41 @@ static void quantize_values(const head *h) {
     }
 }
 
-/* The tile of `count` queries from number q0 on; gives their scales. The other lanes repeat the last one. */
-static void quantize_queries(const head *h, size_t q0, size_t count, float scale[ROWS]) {
-    const float *x = h->q + q0 * h->row_stride;
-    row_scales s;
-    simd_row_scales(x, h->row_stride, count, h->head_dim, &s);
-    memcpy(scale, s.scale, sizeof s.scale);
-    for (size_t d = 0; d < h->width; d += 16) {
-        int8_t levels[ROWS][16];
-        for (size_t r = 0; r < ROWS; r++) {
-            lanes_i32_store_i8(levels[r], levels_at(h, x, &s, r < count ? r : count - 1, d));
-        }
-        lanes_store_query_tiles(h->queries + 16 * d, levels);
-    }
-}
-
 /* scores[j] = s[j] of 16 queries, whose scales times logit_scale are c; gives the largest. */
 LIL_INLINE lanes score(const head *h, lanes c) {
-    enum { KEYS = 8 };
+    enum { KEYS = 8 }; /* together; those past the last key get scores that nobody looks at */
+    const size_t n = h->num_tokens;
     lanes largest = lanes_zero();
-    for (size_t j0 = 0; j0 < h->num_tokens; j0 += KEYS) {
-        const int8_t *keys = h->keys + j0 * h->width;
+    for (size_t j0 = 0; j0 < n; j0 += KEYS) {
+        const int8_t *keys = h->keys + j0 / 16 * 16 * h->width + j0 % 16 * 4, *queries = h->queries;
         lanes_i32 acc[KEYS];
+        LIL_UNROLL
         for (size_t i = 0; i < KEYS; i++) {
             acc[i] = lanes_i32_set(h->key_sums[j0 + i]);
         }
-        for (size_t d = 0; d < h->width; d += 4) {
+        for (const int8_t *end = queries + 16 * h->width; queries < end; keys += 64, queries += 64) {
+            const lanes_tile tile = lanes_offset_tile(queries);
+            LIL_UNROLL
             for (size_t i = 0; i < KEYS; i++) {
-                acc[i] = lanes_dot_queries(acc[i], h->queries + 16 * d, keys + i * h->width + d);
+                acc[i] = lanes_dot_levels(acc[i], tile, keys + 4 * i);
             }
         }
-        const size_t count = h->num_tokens - j0 < KEYS ? h->num_tokens - j0 : KEYS;
-        for (size_t i = 0; i < count; i++) {
-            const lanes s = lanes_mul(lanes_mul(lanes_from_i32(acc[i]), c), lanes_set(h->key_scales[j0 + i]));
-            lanes_store(h->scores + 16 * (j0 + i), s);
-            largest = j0 + i == 0 ? s : lanes_max(s, largest);
+        lanes s[KEYS];
+        LIL_UNROLL
+        for (size_t i = 0; i < KEYS; i++) {
+            s[i] = lanes_mul(lanes_mul(lanes_from_i32(acc[i]), c), lanes_set(h->key_scales[j0 + i]));
+            lanes_store(h->scores + 16 * (j0 + i), s[i]);
+        }
+        largest = j0 == 0 ? s[0] : lanes_max(s[0], largest);
+        LIL_UNROLL
+        for (size_t i = 1; i < KEYS; i++) {
+            largest = j0 + i < n ? lanes_max(s[i], largest) : largest;
         }
     }
     return largest;
 }
 
-/* Turn scores into the levels that multiply the values; gives their scales, 0 where all the levels' rows are zero, and
- * in `good` 1 or 0 for that. */
+/* Turn scores into the levels that multiply the values; gives their scales, 0 where all levels are to count as 0. */
 LIL_INLINE lanes weigh(const head *h, lanes largest) {
     const size_t n = h->num_tokens;
     float sums[16][16]; /* [lane of the format][query] */
@@ -142,6 +155,7 @@ LIL_INLINE lanes weigh(const head *h, lanes largest) {
     const lanes top = lanes_set(127.0f), inverse = lanes_div(top, w);
     for (size_t j = 0; j < n; j += 4) {
         lanes_i32 p[4];
+        LIL_UNROLL
         for (size_t i = 0; i < 4; i++) { /* g * inverse cannot pass 127 by as much as 0.5; NaN becomes 0 */
             const lanes g = j + i < n ? lanes_load(h->scores + 16 * (j + i)) : lanes_zero();
             p[i] = lanes_round(lanes_max(lanes_mul(g, inverse), lanes_zero()));
@@ -152,47 +166,130 @@ LIL_INLINE lanes weigh(const head *h, lanes largest) {
     return lanes_where_ge(w, lanes_set(LIL_TINY), scale);
 }
 
-/* Outputs of `count` (1..8, a literal) queries from lane `lane` on, dims [d, d + 16). */
-LIL_INLINE void mix(const head *h, const float *scale, size_t lane, size_t count, size_t d, float *y) {
+LIL_INLINE void store_output(const head *h, lanes_i32 sum, float scale, size_t d, float *y) {
+    /* Where the scale is 0 the row is +0, whatever the sums are. */
+    const lanes value = scale == 0.0f ? lanes_zero() : lanes_mul(lanes_from_i32(sum), lanes_set(scale));
+    if (d + 16 <= h->head_dim) {
+        lanes_store(y + d, value);
+    } else {
+        lanes_store_part(y + d, value, h->head_dim - d);
+    }
+}
+
+/* Outputs of `count` (1..8) queries, dims [d, d + 16 * slices); their weights are 4 tokens each, `stride` bytes from
+ * one four to the next. Counts and stride are literals at each call. */
+LIL_INLINE void mix(const head *h, const float *scale, const int8_t *weights, size_t stride, size_t count, size_t d,
+                    size_t slices, float *y) {
     const size_t fours = (h->num_tokens + 3) / 4;
-    const int8_t *values = h->values + 64 * (d / 16 * fours), *weights = h->probabilities + 4 * lane;
-    lanes_i32 acc[8];
+    const int8_t *values = h->values + 64 * (d / 16 * fours);
+    lanes_i32 acc[2][8];
+    LIL_UNROLL
     for (size_t q = 0; q < count; q++) {
-        acc[q] = lanes_i32_set(0);
+        acc[0][q] = acc[1][q] = lanes_i32_set(0);
     }
-    for (size_t j = 0; j < fours; j++) {
+    for (const int8_t *end = values + 64 * fours; values < end; values += 64, weights += stride) {
+        const lanes_tile first = lanes_plain_tile(values);
+        const lanes_tile second = slices == 2 ? lanes_plain_tile(values + 64 * fours) : first;
+        LIL_UNROLL
         for (size_t q = 0; q < count; q++) {
-            acc[q] = lanes_dot_values(acc[q], values + 64 * j, weights + 64 * j + 4 * q);
+            acc[0][q] = lanes_dot_weights(acc[0][q], first, weights + 4 * q);
+            if (slices == 2) {
+                acc[1][q] = lanes_dot_weights(acc[1][q], second, weights + 4 * q);
+            }
         }
     }
-    for (size_t q = 0; q < count; q++, y += h->out_stride) {
-        /* Where the scale is 0 the row is +0, whatever the sums are. */
-        const lanes value = scale[lane + q] == 0.0f ? lanes_zero()
-                                                    : lanes_mul(lanes_from_i32(acc[q]), lanes_set(scale[lane + q]));
-        if (d + 16 <= h->head_dim) {
-            lanes_store(y + d, value);
-        } else {
-            lanes_store_part(y + d, value, h->head_dim - d);
+    LIL_UNROLL
+    for (size_t q = 0; q < count; q++) {
+        store_output(h, acc[0][q], scale[q], d, y + q * h->out_stride);
+        if (slices == 2) {
+            store_output(h, acc[1][q], scale[q], d + 16, y + q * h->out_stride);
         }
+    }
+}
+
+/* All dims of `count` queries; `count` and `stride` as for mix. */
+LIL_INLINE void mix_all(const head *h, const float *scale, const int8_t *weights, size_t stride, size_t count,
+                        float *y) {
+    size_t d = 0;
+    for (; d + 16 < h->width; d += 32) {
+        mix(h, scale, weights, stride, count, d, 2, y);
+    }
+    if (d < h->width) {
+        mix(h, scale, weights, stride, count, d, 1, y);
     }
 }
 
 /* Queries [q0, q0 + count), at most 16. */
 static void attend(const head *h, size_t q0, size_t count) {
-    float scale[ROWS];
-    quantize_queries(h, q0, count, scale);
+    float scale[ROWS], *y = h->y + q0 * h->out_stride;
+    int32_t unused[ROWS];
+    quantize_tiles(h, h->q + q0 * h->row_stride, count, h->queries, scale, unused);
     const lanes c = lanes_mul(lanes_load(scale), lanes_set(h->logit_scale));
     lanes_store(scale, weigh(h, score(h, c)));
-    for (size_t d = 0; d < h->width; d += 16) {
-        float *y = h->y + q0 * h->out_stride;
-        size_t q = 0;
-        for (; q + 8 <= count; q += 8) {
-            mix(h, scale, q, 8, d, y + q * h->out_stride);
-        }
-        for (; q < count; q++) {
-            mix(h, scale, q, 1, d, y + q * h->out_stride);
-        }
+    size_t q = 0;
+    for (; q + 8 <= count; q += 8) {
+        mix_all(h, scale + q, h->probabilities + 4 * q, 64, 8, y + q * h->out_stride);
     }
+    for (; q < count; q++) {
+        mix_all(h, scale + q, h->probabilities + 4 * q, 64, 1, y + q * h->out_stride);
+    }
+}
+
+/* The same for one query, a lane a key. */
+LIL_INLINE lanes score_one(const head *h, float query_scale) {
+    const lanes c = lanes_set(query_scale * h->logit_scale);
+    int32_t sum = 0;
+    for (size_t d = 0; d < h->width; d++) {
+        sum += h->queries[d];
+    }
+    lanes largest = lanes_zero();
+    for (size_t j0 = 0; j0 < h->num_tokens; j0 += 16) {
+        const int8_t *keys = h->keys + j0 * h->width;
+        lanes_i32 acc[2] = {lanes_i32_set(-LIL_OFFSET * sum), lanes_i32_set(0)}; /* width / 4 is even: two chains */
+        for (size_t d = 0; d < h->width; d += 8, keys += 128) {
+            acc[0] = lanes_dot_levels(acc[0], lanes_offset_tile(keys), h->queries + d);
+            acc[1] = lanes_dot_levels(acc[1], lanes_offset_tile(keys + 64), h->queries + d + 4);
+        }
+        const lanes dot = lanes_from_i32(lanes_i32_add(acc[0], acc[1]));
+        const lanes s = lanes_mul(lanes_mul(dot, c), lanes_load(h->key_scales + j0));
+        lanes_store(h->scores + j0, s);
+        if (j0 == 0) {
+            largest = lanes_set(h->scores[0]);
+        }
+        largest = lanes_max(lanes_first(s, largest, h->num_tokens - j0), largest);
+    }
+    return lanes_set(lanes_largest(largest));
+}
+
+static float weigh_one(const head *h, lanes largest) {
+    const size_t n = h->num_tokens;
+    lanes sum = lanes_zero(), top = lanes_zero();
+    for (size_t j = 0; j < n; j += 16) {
+        const lanes e = lanes_first(lanes_exp(lanes_sub(lanes_load(h->scores + j), largest)), lanes_zero(), n - j);
+        const lanes g = lanes_mul(e, lanes_load(h->value_scales + j));
+        sum = lanes_add(sum, e);
+        top = lanes_max(g, top);
+        lanes_store(h->scores + j, g);
+    }
+    const float w = lanes_largest(top);
+    if (!(w >= LIL_TINY)) {
+        return 0.0f;
+    }
+    const lanes inverse = lanes_set(127.0f / w);
+    for (size_t j = 0; j < n; j += 16) {
+        const lanes p = lanes_max(lanes_mul(lanes_load(h->scores + j), inverse), lanes_zero());
+        lanes_i32_store_i8(h->probabilities + j, lanes_round(p));
+    }
+    return (w / 127.0f) / lanes_tree(sum);
+}
+
+static void attend_one(const head *h, size_t q) {
+    row_scales s;
+    const float *x = h->q + q * h->row_stride;
+    simd_row_scales(x, h->row_stride, 1, h->head_dim, &s);
+    simd_store_levels(x, h->head_dim, &s, 0, h->queries, h->width);
+    const float scale = weigh_one(h, score_one(h, s.scale[0]));
+    mix_all(h, &scale, h->probabilities, 4, 1, h->y + q * h->out_stride);
 }
 
 static void attention(const lil_call *call, const lil_part *part) {
@@ -225,8 +322,12 @@ static void attention(const lil_call *call, const lil_part *part) {
         quantize_keys(&h);
         quantize_values(&h);
         const size_t num_queries = call->out[0].rows;
-        for (size_t q = 0; q < num_queries; q += ROWS) {
+        size_t q = 0;
+        for (; q + FEW < num_queries; q += ROWS) {
             attend(&h, q, num_queries - q < ROWS ? num_queries - q : ROWS);
+        }
+        for (; q < num_queries; q++) {
+            attend_one(&h, q);
         }
     }
 }

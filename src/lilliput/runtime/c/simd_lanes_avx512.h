@@ -63,6 +63,10 @@ LIL_INLINE lanes lanes_min(lanes a, lanes b) {
 LIL_INLINE lanes lanes_abs(lanes x) {
     return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7FFFFFFF)));
 }
+/* The first n (0..16) lanes of a, the others of b. */
+LIL_INLINE lanes lanes_first(lanes a, lanes b, size_t n) {
+    return _mm512_mask_mov_ps(b, lanes_mask(n), a);
+}
 /* x in the lanes where a >= b, else +0. */
 LIL_INLINE lanes lanes_where_ge(lanes a, lanes b, lanes x) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(a, b, _CMP_GE_OQ), x);
@@ -84,12 +88,15 @@ LIL_INLINE lanes lanes_max_abs(lanes a, lanes b) {
 /* The steps leave slot 4 * k + L in lane 4 * L + k: so slot s starts with vector 4 * (s % 4) + s / 4. */
 #define LIL_REDUCE_16(op, x)                                                                                          \
     lanes eight[8], four[4], two[2];                                                                                  \
+    LIL_UNROLL                                                                                                        \
     for (int s = 0; s < 16; s += 2) {                                                                                 \
         eight[s / 2] = LIL_PAIR_8(op, x[4 * (s % 4) + s / 4], x[4 * (s % 4) + 4 + s / 4]);                            \
     }                                                                                                                 \
+    LIL_UNROLL                                                                                                        \
     for (int i = 0; i < 4; i++) {                                                                                     \
         four[i] = LIL_PAIR_4(op, eight[2 * i], eight[2 * i + 1]);                                                     \
     }                                                                                                                 \
+    LIL_UNROLL                                                                                                        \
     for (int i = 0; i < 2; i++) {                                                                                     \
         two[i] = LIL_PAIR_2(op, four[2 * i], four[2 * i + 1]);                                                        \
     }                                                                                                                 \
@@ -182,39 +189,65 @@ LIL_INLINE void lanes_i32_store_fours(int8_t *p, const lanes_i32 x[4]) {
     _mm512_storeu_si512(p, _mm512_or_si512(three, _mm512_slli_epi32(x[3], 24)));
 }
 
-/* Integer products of four bytes a lane. The instruction takes one operand unsigned, so the levels of queries are
- * stored with 128 added, and their products begin at -128 times the sum of the other operand's levels. */
-#define LIL_QUERY_OFFSET 128
+LIL_INLINE void lanes_i32_store(int32_t *p, lanes_i32 x) {
+    _mm512_storeu_si512(p, x);
+}
 LIL_INLINE lanes_i32 lanes_i32_set(int32_t x) {
     return _mm512_set1_epi32(x);
 }
 LIL_INLINE lanes_i32 lanes_i32_add(lanes_i32 a, lanes_i32 b) {
     return _mm512_add_epi32(a, b);
 }
-LIL_INLINE int32_t lanes_i32_sum(lanes_i32 x) {
-    return _mm512_reduce_add_epi32(x);
+
+/* Integer products of four bytes a lane, as assembly because compilers put copies of the accumulators between the
+ * intrinsics. */
+typedef int32_t __attribute__((aligned(1), may_alias)) lanes_four; /* four bytes anywhere */
+
+LIL_INLINE lanes_i32 lanes_dpbusd(lanes_i32 acc, __m512i a, __m512i b) {
+    __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(a), "v"(b));
+    return acc;
 }
-LIL_INLINE int32_t lanes_four(const int8_t *p) {
-    int32_t four;
-    memcpy(&four, p, sizeof four);
-    return four;
+LIL_INLINE lanes_i32 lanes_dpbusd_all(lanes_i32 acc, __m512i a, const void *four) {
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(a), "m"(*(const lanes_four *)four));
+    return acc;
 }
-/* 16 dims of 16 queries as four tiles [16 queries][4 dims], with the offset. */
-LIL_INLINE void lanes_store_query_tiles(int8_t *tiles, int8_t levels[16][16]) {
-    const __m512i offset = _mm512_set1_epi8((char)LIL_QUERY_OFFSET);
-    const __m512i rows = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60);
-    for (int i = 0; i < 4; i++) {
-        const __m512i tile = _mm512_i32gather_epi32(rows, (const int *)(const void *)(levels[0] + 4 * i), 4);
-        _mm512_storeu_si512(tiles + 64 * i, _mm512_xor_si512(tile, offset));
+
+/* A tile: levels [16 rows][4 dims]. Two ways to multiply it, one row a lane:
+ * by four levels -127..127: the instruction takes one operand unsigned, so LIL_OFFSET is added to the tile, and the
+ * caller begins with -LIL_OFFSET times the sum of the other levels; */
+typedef __m512i lanes_tile;
+#define LIL_OFFSET 128
+LIL_INLINE lanes_tile lanes_offset_tile(const int8_t *p) {
+    return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8((char)LIL_OFFSET));
+}
+LIL_INLINE lanes_i32 lanes_dot_levels(lanes_i32 acc, lanes_tile tile, const int8_t *four) {
+    return lanes_dpbusd_all(acc, tile, four);
+}
+/* by four weights 0..127. */
+LIL_INLINE lanes_tile lanes_plain_tile(const int8_t *p) {
+    return _mm512_loadu_si512(p);
+}
+LIL_INLINE lanes_i32 lanes_dot_weights(lanes_i32 acc, lanes_tile tile, const int8_t *four) {
+    return lanes_dpbusd(acc, _mm512_set1_epi32(*(const lanes_four *)(const void *)four), tile);
+}
+
+/* Levels [16 rows][16 dims] as four tiles. */
+LIL_INLINE void lanes_store_tiles(int8_t *tiles, const lanes_i32 x[16]) {
+    __m512i packed[4]; /* 128-bit lane L of the k-th: dims 4 * L.. of rows 4 * k.. */
+    LIL_UNROLL
+    for (int k = 0; k < 4; k++) {
+        const __m512i low = _mm512_packs_epi32(x[4 * k], x[4 * k + 1]);
+        const __m512i high = _mm512_packs_epi32(x[4 * k + 2], x[4 * k + 3]);
+        packed[k] = _mm512_packs_epi16(low, high);
     }
-}
-/* Each lane: acc + its four levels of `queries` (64 bytes, with the offset) times the four of `key`. */
-LIL_INLINE lanes_i32 lanes_dot_queries(lanes_i32 acc, const int8_t *queries, const int8_t *key) {
-    return _mm512_dpbusd_epi32(acc, _mm512_loadu_si512(queries), _mm512_set1_epi32(lanes_four(key)));
-}
-/* Each lane: acc + its four levels of `values` (64 bytes) times the four weights 0..127. */
-LIL_INLINE lanes_i32 lanes_dot_values(lanes_i32 acc, const int8_t *values, const int8_t *weights) {
-    return _mm512_dpbusd_epi32(acc, _mm512_set1_epi32(lanes_four(weights)), _mm512_loadu_si512(values));
+    const __m512i a = _mm512_shuffle_i32x4(packed[0], packed[1], 0x44); /* lanes 0 and 1 of both */
+    const __m512i b = _mm512_shuffle_i32x4(packed[2], packed[3], 0x44);
+    const __m512i c = _mm512_shuffle_i32x4(packed[0], packed[1], 0xEE); /* lanes 2 and 3 */
+    const __m512i d = _mm512_shuffle_i32x4(packed[2], packed[3], 0xEE);
+    _mm512_storeu_si512(tiles, _mm512_shuffle_i32x4(a, b, 0x88));
+    _mm512_storeu_si512(tiles + 64, _mm512_shuffle_i32x4(a, b, 0xDD));
+    _mm512_storeu_si512(tiles + 128, _mm512_shuffle_i32x4(c, d, 0x88));
+    _mm512_storeu_si512(tiles + 192, _mm512_shuffle_i32x4(c, d, 0xDD));
 }
 
 #endif

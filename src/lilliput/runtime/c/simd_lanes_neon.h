@@ -1,4 +1,5 @@
-/* Sixteen lanes of NEON: four registers of four floats. The words are those of simd_lanes_avx512.h. Internal. */
+/* Sixteen lanes of NEON: four registers of four. The words, and what they mean, are those of simd_lanes_avx512.h.
+ * Internal; NEON_DOT is 1 where there are dot product instructions, else 0. */
 #ifndef LIL_SIMD_LANES_H
 #define LIL_SIMD_LANES_H
 
@@ -122,15 +123,53 @@ LIL_INLINE lanes lanes_where_ge(lanes a, lanes b, lanes x) {
     LANES_EACH(lanes, lanes_where(vcgeq_f32(a.val[i], b.val[i]), x.val[i]));
 }
 
-/* The format's tree: lane j + lane j+8, then +4, +2, +1. */
-LIL_INLINE float lanes_tree(lanes x) {
-    const float32x4_t four = vaddq_f32(vaddq_f32(x.val[0], x.val[2]), vaddq_f32(x.val[1], x.val[3]));
-    const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
-    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+LIL_INLINE uint32x4_t lanes_numbers_below(uint32_t first, uint32_t n) {
+    static const uint32_t numbers[4] = {0, 1, 2, 3};
+    return vcltq_u32(vaddq_u32(vld1q_u32(numbers), vdupq_n_u32(first)), vdupq_n_u32(n));
 }
-/* The largest lane; none is NaN. */
-LIL_INLINE float lanes_largest(lanes x) {
-    return vmaxvq_f32(vmaxq_f32(vmaxq_f32(x.val[0], x.val[1]), vmaxq_f32(x.val[2], x.val[3])));
+/* The first n lanes of a, the others of b; all of a for n >= 16. */
+LIL_INLINE lanes lanes_first(lanes a, lanes b, size_t n) {
+    const uint32_t count = n < 16 ? (uint32_t)n : 16;
+    LANES_EACH(lanes, vbslq_f32(lanes_numbers_below(4 * i, count), a.val[i], b.val[i]));
+}
+
+LIL_INLINE lanes lanes_sqrt(lanes x) {
+    LANES_EACH(lanes, vsqrtq_f32(x.val[i]));
+}
+/* The larger magnitude, |a| or |b|; NaN never wins. */
+LIL_INLINE lanes lanes_max_abs(lanes a, lanes b) {
+    LANES_EACH(lanes, vmaxnmq_f32(vabsq_f32(a.val[i]), vabsq_f32(b.val[i])));
+}
+
+/* The steps of the format's tree: lanes j and j + 8, then j + 4, of one vector; then j + 2 and j + 1 of four. */
+LIL_INLINE float32x4_t lanes_fours_sum(lanes x) {
+    return vaddq_f32(vaddq_f32(x.val[0], x.val[2]), vaddq_f32(x.val[1], x.val[3]));
+}
+LIL_INLINE float32x4_t lanes_twos_sum(float32x4_t a, float32x4_t b) {
+    const float64x2_t x = vreinterpretq_f64_f32(a), y = vreinterpretq_f64_f32(b);
+    return vaddq_f32(vreinterpretq_f32_f64(vzip1q_f64(x, y)), vreinterpretq_f32_f64(vzip2q_f64(x, y)));
+}
+LIL_INLINE float32x4_t lanes_tree4(const lanes x[4]) {
+    const float32x4_t low = lanes_twos_sum(lanes_fours_sum(x[0]), lanes_fours_sum(x[1]));
+    const float32x4_t high = lanes_twos_sum(lanes_fours_sum(x[2]), lanes_fours_sum(x[3]));
+    return vpaddq_f32(low, high);
+}
+/* Lane r: the format's tree over x[r]. */
+LIL_INLINE lanes lanes_tree16(const lanes x[16]) {
+    LANES_EACH(lanes, lanes_tree4(x + 4 * i));
+}
+
+LIL_INLINE float32x4_t lanes_fours_largest(lanes x) {
+    return vmaxq_f32(vmaxq_f32(x.val[0], x.val[1]), vmaxq_f32(x.val[2], x.val[3]));
+}
+LIL_INLINE float32x4_t lanes_largest4(const lanes x[4]) {
+    const float32x4_t low = vpmaxq_f32(lanes_fours_largest(x[0]), lanes_fours_largest(x[1]));
+    const float32x4_t high = vpmaxq_f32(lanes_fours_largest(x[2]), lanes_fours_largest(x[3]));
+    return vpmaxq_f32(low, high);
+}
+/* Lane r: the largest lane of x[r], none of which is NaN. */
+LIL_INLINE lanes lanes_largest16(const lanes x[16]) {
+    LANES_EACH(lanes, lanes_largest4(x + 4 * i));
 }
 
 /* Each lane to an integer: half to even, and towards zero. All are within int32. */
@@ -209,6 +248,87 @@ LIL_INLINE void lanes_i32_store_i8_part(int8_t *p, lanes_i32 x, size_t n) {
     int8_t copy[16];
     lanes_i32_store_i8(copy, x);
     memcpy(p, copy, n < 16 ? n : 16);
+}
+
+/* The same for four vectors of levels -127..127: 64 bytes. */
+LIL_INLINE void lanes_i32_store_i8x4(int8_t *p, const lanes_i32 x[4]) {
+    lanes_i32_store_i8(p, x[0]);
+    lanes_i32_store_i8(p + 16, x[1]);
+    lanes_i32_store_i8(p + 32, x[2]);
+    lanes_i32_store_i8(p + 48, x[3]);
+}
+LIL_INLINE int8x16_t lanes_fours(int32x4_t a, int32x4_t b, int32x4_t c, int32x4_t d) {
+    return vreinterpretq_s8_s32(vsliq_n_s32(vsliq_n_s32(vsliq_n_s32(a, b, 8), c, 16), d, 24));
+}
+/* Byte k of lane i: the lowest byte of lane i of x[k]. */
+LIL_INLINE void lanes_i32_store_fours(int8_t *p, const lanes_i32 x[4]) {
+    vst1q_s8(p, lanes_fours(x[0].val[0], x[1].val[0], x[2].val[0], x[3].val[0]));
+    vst1q_s8(p + 16, lanes_fours(x[0].val[1], x[1].val[1], x[2].val[1], x[3].val[1]));
+    vst1q_s8(p + 32, lanes_fours(x[0].val[2], x[1].val[2], x[2].val[2], x[3].val[2]));
+    vst1q_s8(p + 48, lanes_fours(x[0].val[3], x[1].val[3], x[2].val[3], x[3].val[3]));
+}
+
+LIL_INLINE void lanes_i32_store(int32_t *p, lanes_i32 x) {
+    vst1q_s32(p, x.val[0]);
+    vst1q_s32(p + 4, x.val[1]);
+    vst1q_s32(p + 8, x.val[2]);
+    vst1q_s32(p + 12, x.val[3]);
+}
+LIL_INLINE lanes_i32 lanes_i32_set(int32_t x) {
+    LANES_EACH(lanes_i32, vdupq_n_s32(x));
+}
+LIL_INLINE lanes_i32 lanes_i32_add(lanes_i32 a, lanes_i32 b) {
+    LANES_EACH(lanes_i32, vaddq_s32(a.val[i], b.val[i]));
+}
+
+/* A tile: levels [16 rows][4 dims], to be multiplied by four others, one row a lane. Here both sides are signed. */
+typedef struct lanes_tile {
+    int8x16_t val[4];
+} lanes_tile;
+#define LIL_OFFSET 0
+LIL_INLINE lanes_tile lanes_plain_tile(const int8_t *p) {
+    LANES_EACH(lanes_tile, vld1q_s8(p + 16 * i));
+}
+LIL_INLINE lanes_tile lanes_offset_tile(const int8_t *p) {
+    return lanes_plain_tile(p);
+}
+/* Four levels, four times. */
+LIL_INLINE int8x16_t lanes_repeat_four(const int8_t *p) {
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return vreinterpretq_s8_s32(vdupq_n_s32(four));
+}
+/* acc + four products a lane. Without the instruction they are added to pairs in 16 bits: 2 * 127 * 127 < 2^15. */
+LIL_INLINE int32x4_t lanes_dot(int32x4_t acc, int8x16_t a, int8x16_t b) {
+#if NEON_DOT
+    return vdotq_s32(acc, a, b);
+#else
+    return vpadalq_s16(acc, vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b)));
+#endif
+}
+LIL_INLINE lanes_i32 lanes_dot_levels(lanes_i32 acc, lanes_tile tile, const int8_t *four) {
+    const int8x16_t repeated = lanes_repeat_four(four);
+    LANES_EACH(lanes_i32, lanes_dot(acc.val[i], tile.val[i], repeated));
+}
+LIL_INLINE lanes_i32 lanes_dot_weights(lanes_i32 acc, lanes_tile tile, const int8_t *four) {
+    return lanes_dot_levels(acc, tile, four);
+}
+
+/* Levels [16 rows][16 dims] as four tiles: of four rows at a time, each row's four dims move as one word. */
+LIL_INLINE void lanes_store_tiles(int8_t *tiles, const lanes_i32 x[16]) {
+    LIL_UNROLL
+    for (int r = 0; r < 16; r += 4, tiles += 16) {
+        const int32x4_t a = vreinterpretq_s32_s8(lanes_lowest_bytes(x[r]));
+        const int32x4_t b = vreinterpretq_s32_s8(lanes_lowest_bytes(x[r + 1]));
+        const int32x4_t c = vreinterpretq_s32_s8(lanes_lowest_bytes(x[r + 2]));
+        const int32x4_t d = vreinterpretq_s32_s8(lanes_lowest_bytes(x[r + 3]));
+        const int32x4_t ac_low = vzip1q_s32(a, c), ac_high = vzip2q_s32(a, c);
+        const int32x4_t bd_low = vzip1q_s32(b, d), bd_high = vzip2q_s32(b, d);
+        vst1q_s8(tiles, vreinterpretq_s8_s32(vzip1q_s32(ac_low, bd_low)));
+        vst1q_s8(tiles + 64, vreinterpretq_s8_s32(vzip2q_s32(ac_low, bd_low)));
+        vst1q_s8(tiles + 128, vreinterpretq_s8_s32(vzip1q_s32(ac_high, bd_high)));
+        vst1q_s8(tiles + 192, vreinterpretq_s8_s32(vzip2q_s32(ac_high, bd_high)));
+    }
 }
 
 #endif

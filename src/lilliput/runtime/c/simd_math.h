@@ -17,6 +17,7 @@ LIL_INLINE lanes lanes_exp(lanes x) {
     const lanes n = lanes_sub(biased, magic);
     const lanes r = lanes_sub(lanes_sub(x, lanes_mul(n, lanes_set(LIL_LN2_HI))), lanes_mul(n, lanes_set(LIL_LN2_LO)));
     lanes p = lanes_set(LIL_EXP_C[0]);
+    LIL_UNROLL
     for (int i = 1; i < 6; i++) {
         p = lanes_add(lanes_mul(p, r), lanes_set(LIL_EXP_C[i]));
     }
@@ -77,6 +78,7 @@ typedef struct row_scales {
 /* Scales of `rows` (1..16) rows of n floats, `stride` apart; the missing ones are as rows of zeros. */
 LIL_INLINE void simd_row_scales(const float *x, size_t stride, size_t rows, size_t n, row_scales *s) {
     lanes largest[ROWS];
+    LIL_UNROLL
     for (size_t r = 0; r < ROWS; r++) {
         largest[r] = r < rows ? simd_magnitudes(x + r * stride, n) : lanes_zero();
     }

@@ -4,6 +4,7 @@
 #if LIL_ARM
 #define NEON_DOT 0
 #include "simd_lanes_neon.h"
+#include "simd_attention.h"
 #include "simd_product_neon.h"
 #include "simd_rows.h"
 
@@ -14,6 +15,7 @@ const lil_kernel_table lil_kernels_neon = {
     [LIL_LINEAR] = linear_activated,
     [LIL_LINEAR_ADD] = linear_add,
     [LIL_LAYER_NORM] = layer_norm,
+    [LIL_ATTENTION] = attention,
     [LIL_PREPEND_TOKEN] = prepend_token,
     [LIL_ADD_POSITIONS] = add_positions,
     [LIL_MEAN_ROWS] = mean_rows,

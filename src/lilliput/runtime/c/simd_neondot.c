@@ -5,16 +5,18 @@
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
 #else
-#pragma GCC target("+dotprod")
+#pragma GCC target("arch=armv8.2-a+dotprod")
 #endif
 
 #define NEON_DOT 1
 #include "simd_lanes_neon.h"
+#include "simd_attention.h"
 #include "simd_product_neon.h"
 
 const lil_kernel_table lil_kernels_neondot = {
     [LIL_LINEAR] = linear_activated,
     [LIL_LINEAR_ADD] = linear_add,
+    [LIL_ATTENTION] = attention,
 };
 
 #if defined(__clang__)

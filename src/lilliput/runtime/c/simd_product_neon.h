@@ -16,12 +16,6 @@ enum {
     BLOCK = NEON_DOT ? 5 : 2,     /* rows whose sums stay in registers */
 };
 
-#if defined(__clang__)
-#define LIL_UNROLL _Pragma("unroll")
-#else
-#define LIL_UNROLL _Pragma("GCC unroll 8")
-#endif
-
 /* Levels of n codes of 8 inputs x 16 outputs: from 64 bytes, even tile low, to two tiles of 64. */
 static void decode_tiles(const uint8_t *codes, uint16_t format, size_t depth, int8_t *levels) {
     const int8x16_t table = vld1q_s8(lil_levels_4bit[format - LIL_INT4]);
@@ -68,13 +62,6 @@ LIL_INLINE void multiply_block(const int8_t *x, size_t stride, const int8_t *w, 
     }
 }
 #else
-/* Four levels, four times. */
-LIL_INLINE int8x16_t repeat_4(const int8_t *x) {
-    int32_t four;
-    memcpy(&four, x, sizeof four);
-    return vreinterpretq_s8_s32(vdupq_n_s32(four));
-}
-
 /* As above. A lane of the sums here is half of an output's: they are added to pairs at the end. */
 LIL_INLINE void multiply_block(const int8_t *x, size_t stride, const int8_t *w, size_t depth, int32_t *sums, bool first,
                                size_t rows) {
@@ -90,8 +77,8 @@ LIL_INLINE void multiply_block(const int8_t *x, size_t stride, const int8_t *w, 
         int8x16_t x0[BLOCK], x1[BLOCK];
         LIL_UNROLL
         for (size_t r = 0; r < rows; r++) {
-            x0[r] = repeat_4(x + r * stride + k);
-            x1[r] = repeat_4(x + r * stride + k + 4);
+            x0[r] = lanes_repeat_four(x + r * stride + k);
+            x1[r] = lanes_repeat_four(x + r * stride + k + 4);
         }
         LIL_UNROLL
         for (size_t j = 0; j < 4; j++) {
