@@ -72,7 +72,7 @@ static void prepare_weights(weights *w, uint16_t format, size_t k0, size_t n) {
         }
         return;
     }
-    decode_tiles(w->codes, format, k0, n, w->decoded);
+    decode_by_table(w->codes, table_4bit(format), k0, n, w->decoded);
     memset(w->decoded + TILE_ROWS * n, 0, TILE_ROWS * ((STEP - n % STEP) % STEP));
     w->steps = w->decoded;
     w->tail = w->decoded + TILE_ROWS * whole;
@@ -194,18 +194,20 @@ static bool known(const lil_constant *codes) {
     return codes->format <= LIL_POT4;
 }
 
+enum { FEW = 4 }; /* for as many rows or fewer, a tile instruction is a waste */
+
 static void linear_activated(const lil_call *call, const lil_part *part) {
     static const finish activations[] = {FINISH_NONE, FINISH_RELU, FINISH_GELU};
-    if (!known(&call->tensor[0])) {
-        lil_op_linear(call, part);
+    if (!known(&call->tensor[0]) || part->end - part->begin <= FEW) {
+        lil_kernels_avx512[LIL_LINEAR](call, part);
         return;
     }
     linear(call, part, activations[call->a[0]]);
 }
 
 static void linear_add(const lil_call *call, const lil_part *part) {
-    if (!known(&call->tensor[0])) {
-        lil_op_linear_add(call, part);
+    if (!known(&call->tensor[0]) || part->end - part->begin <= FEW) {
+        lil_kernels_avx512[LIL_LINEAR_ADD](call, part);
         return;
     }
     linear(call, part, FINISH_ADD);

@@ -12,11 +12,35 @@
 #include "simd_lanes_avx512.h"
 #include "simd_rows.h"
 #include "simd_attention.h"
+#include "simd_linear_avx512.h"
+
+static bool known(const lil_constant *codes) {
+    return codes->format <= LIL_POT4;
+}
+
+static void linear(const lil_call *call, const lil_part *part) {
+    static const finish activations[] = {FINISH_NONE, FINISH_RELU, FINISH_GELU};
+    if (known(&call->tensor[0])) {
+        linear_vnni(call, part, activations[call->a[0]]);
+    } else {
+        lil_op_linear(call, part);
+    }
+}
+
+static void linear_add(const lil_call *call, const lil_part *part) {
+    if (known(&call->tensor[0])) {
+        linear_vnni(call, part, FINISH_ADD);
+    } else {
+        lil_op_linear_add(call, part);
+    }
+}
 
 const lil_kernel_table lil_kernels_avx512 = {
     [LIL_NORMALIZE] = normalize,
     [LIL_UNFOLD] = unfold,
     [LIL_QUANTIZE] = quantize,
+    [LIL_LINEAR] = linear,
+    [LIL_LINEAR_ADD] = linear_add,
     [LIL_LAYER_NORM] = layer_norm,
     [LIL_ATTENTION] = attention,
     [LIL_PREPEND_TOKEN] = prepend_token,

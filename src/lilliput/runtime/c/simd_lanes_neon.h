@@ -159,6 +159,12 @@ LIL_INLINE lanes lanes_tree16(const lanes x[16]) {
     LANES_EACH(lanes, lanes_tree4(x + 4 * i));
 }
 
+LIL_INLINE float lanes_tree(lanes x) {
+    const float32x4_t four = lanes_fours_sum(x);
+    const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
+
 LIL_INLINE float32x4_t lanes_fours_largest(lanes x) {
     return vmaxq_f32(vmaxq_f32(x.val[0], x.val[1]), vmaxq_f32(x.val[2], x.val[3]));
 }
@@ -170,6 +176,11 @@ LIL_INLINE float32x4_t lanes_largest4(const lanes x[4]) {
 /* Lane r: the largest lane of x[r], none of which is NaN. */
 LIL_INLINE lanes lanes_largest16(const lanes x[16]) {
     LANES_EACH(lanes, lanes_largest4(x + 4 * i));
+}
+
+/* The largest lane; none is NaN, or all are. */
+LIL_INLINE float lanes_largest(lanes x) {
+    return vmaxvq_f32(lanes_fours_largest(x));
 }
 
 /* Each lane to an integer: half to even, and towards zero. All are within int32. */
