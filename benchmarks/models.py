@@ -89,7 +89,7 @@ def _flat(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the file to write")
-    parser.add_argument("--weights", choices=("pot4", "int4", "int8"), default="pot4", help="format of linear weights")
+    parser.add_argument("--weights", choices=("pot4", "int4", "int6", "int8"), default="pot4", help="format of linear weights")
     parser.add_argument("--embed-dim", type=int, default=128)
     parser.add_argument("--depth", type=int, default=3)
     parser.add_argument("--num-heads", type=int, help="by default heads of 32")

@@ -30,7 +30,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no pixels": ({"data": {"image_size": [0, 8]}}, r"data\.image_size\.0: .*greater than or equal to 1, got 0"),
     "unknown stage": ({"stages": ["train", "nope"]}, r"stages\.1: Input should be 'train', 'prune', .* got 'nope'"),
     "heads": ({"model": {"num_heads": 3}}, r"num_heads=3 does not divide embed_dim=128; allowed: \[1, 2, 4, 8"),
-    "unknown format": ({"quantize": {"weight_format": "int3"}}, r"'int8', 'int4' or 'pot4', got 'int3'"),
+    "unknown format": ({"quantize": {"weight_format": "int3"}}, r"'int8', 'int6', 'int4' or 'pot4', got 'int3'"),
     "unknown data": ({"data": {"name": "mnist"}}, r"data\.name: .*'digits', 'fashion-mnist', 'cifar10' or 'folder'"),
     "preset changed": ({"model": {"preset": "vit-413k", "depth": 6}}, r"preset 'vit-413k' fixes the architecture"),
     "a name that leaves the folder": ({"name": "../x"}, r"name: .*got '\.\./x'"),

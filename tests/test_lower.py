@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from lilliput import artifact
 from lilliput.compress.quantize import Quantization
 from lilliput.config import LayerSettings, ModelSettings, QuantizeSettings, StemConvSettings
 from lilliput.lower import LoweringError, lower
@@ -100,13 +101,31 @@ def test_all_tokens_are_computed_where_all_are_pooled() -> None:
     assert "select_row" not in {op.kind for op in program.ops}
 
 
-@pytest.mark.parametrize("weight_format", ["int8", "int4", "pot4"])
+@pytest.mark.parametrize("weight_format", ["int8", "int6", "int4", "pot4"])
 def test_every_weight_format_lowers(weight_format: str) -> None:
     model = quantized_model("class token", weight_format)
     program = lower(model, METADATA)
     assert {tensor.format for tensor in program.tensors if tensor.role == "weight"} == {weight_format}
     simulated, executed = outputs_of_both(model)
     assert np.abs(simulated - executed).max() <= 0.05 * simulated.std()
+
+
+@pytest.mark.parametrize("weight_format", ["int8", "int6", "int4", "pot4"])
+def test_weights_with_zero_blocks_are_stored_without_them(weight_format: str) -> None:
+    model = quantized_model("class token", weight_format)
+    with torch.no_grad():
+        weight = base_of(model.linears()["blocks.0.mlp.fc1"], "weight")  # 40 x 24
+        weight[:32, :16] = 0.0
+        base_of(model.linears()["blocks.0.mlp.fc2"], "weight")[:, 3] = 0.0  # no block of it is zero
+    program = lower(model, METADATA)
+    layouts = {tensor.name: tensor.layout for tensor in program.tensors if tensor.role == "weight"}
+    assert {name for name, layout in layouts.items() if layout != "tiles"} == {"blocks.0.mlp.fc1.weight"}
+    assert layouts["blocks.0.mlp.fc1.weight"] == "blocks"
+    simulated, executed = outputs_of_both(model)
+    assert np.abs(simulated - executed).max() <= 0.05 * simulated.std()
+    decoded = artifact.from_bytes(artifact.to_bytes(program), "sparse.lil")
+    for tensor, read in zip(program.tensors, decoded.tensors, strict=True):
+        assert np.array_equal(tensor.values, read.values)
 
 
 def test_parameters_are_all_in_the_program_once() -> None:

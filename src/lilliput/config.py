@@ -170,8 +170,8 @@ class QuantizeSettings(LoopSettings):
 
     epochs: int = Field(default=10, ge=1)
     lr: float = Field(default=3e-4, gt=0.0)
-    weight_format: Literal["int8", "int4", "pot4"] = "pot4"
-    embedding_format: Literal["int8", "int4", "pot4"] = "int8"
+    weight_format: Literal["int8", "int6", "int4", "pot4"] = "pot4"
+    embedding_format: Literal["int8", "int6", "int4", "pot4"] = "int8"
     scales: Literal["searched", "learned"] = Field(
         default="searched", description="searched once, before training; or learned (LSQ), starting from there"
     )

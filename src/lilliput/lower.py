@@ -11,6 +11,7 @@ from lilliput.models.layers import Attention, Block, Linear, Mlp, UnfoldLinear
 from lilliput.models.stack import WeightQuantizer, layer_of, levels_and_scale
 from lilliput.models.vit import ViT
 from lilliput.program.builder import ProgramBuilder
+from lilliput.program.formats import weight_layout
 from lilliput.program.ops import ACTIVATIONS
 from lilliput.program.program import Program
 
@@ -116,12 +117,13 @@ class _Lowering:
             levels = levels.unflatten(1, (-1, kernel, kernel)).permute(0, 2, 3, 1).flatten(1)
         quantizer = layer_of(linear, "weight", WeightQuantizer)
         assert quantizer is not None
+        values = _array(levels).astype(np.int8)
         codes = self.builder.tensor(
             f"{name}.weight",
             role="weight",
             format=quantizer.format_name,
-            layout="tiles",
-            values=_array(levels).astype(np.int8),
+            layout=weight_layout(values, quantizer.format_name),
+            values=values,
         )
         bias = self._vector(f"{name}.bias", "bias", linear.bias)
         tensors = [codes, self._vector(f"{name}.weight.scale", "scale", scale), bias]

@@ -12,11 +12,11 @@ from .container import counts, gaps, golden, metadata, outside, table
 from .draft import Case, Draft
 from .operations import attributes, flow, slots
 from .programs import good_file, good_program, long_attention, long_linear, written_input
-from .records import buffers, constants, tensors
+from .records import blocks, buffers, constants, tensors
 
 __all__ = ["HostileFile", "good_file", "good_program", "hostile_files"]
 
-GROUPS = (outside, table, counts, gaps, buffers, tensors, constants, slots, attributes, flow, golden, metadata)
+GROUPS = (outside, table, counts, gaps, buffers, tensors, blocks, constants, slots, attributes, flow, golden, metadata)
 
 
 class HostileFile(NamedTuple):

@@ -17,21 +17,30 @@ from .draft import Draft
 
 @cache
 def good_program() -> Program:
-    """A ViT in miniature that uses every op, every format in a layout with padding, and one golden example."""
+    """A ViT in miniature that uses every op, every format and layout with padding, and one golden example.
+
+    Of the tensors in `blocks`, `fc1` (pot4, 40 x 7) stores the first and the last of three blocks one below the other,
+    `fc2` (int6, 7 x 40) those of three beside each other, the last of which is half beyond the activations.
+    """
     rng = np.random.default_rng(7)
     b = ProgramBuilder()
 
     def codes(name: str, role: str, format: str, layout: str, rows: int, cols: int) -> int:
         values = rng.choice(WEIGHT_FORMATS[format].grid, (rows, cols))
+        if layout == "blocks":
+            values[16:32] = 0
+            values[:, 16:32] = 0
         return b.tensor(name, role=role, format=format, layout=layout, values=values)
 
     def bf16(name: str, role: str, count: int) -> int:
         values = round_bf16(rng.uniform(0.005, 0.02, (1, count)).astype(np.float32))
         return b.tensor(name, role=role, format="bf16", values=values)
 
-    def linear(name: str, format: str, x: int, rows: int, cols: int, residual: int | None = None) -> int:
+    def linear(
+        name: str, format: str, x: int, rows: int, cols: int, residual: int | None = None, layout: str = "tiles"
+    ) -> int:
         levels, scale = b.emit("quantize", [x], name=f"{name}.levels")
-        tensors = [codes(name, "weight", format, "tiles", rows, cols), bf16(f"{name}.scale", "scale", rows)]
+        tensors = [codes(name, "weight", format, layout, rows, cols), bf16(f"{name}.scale", "scale", rows)]
         tensors.append(bf16(f"{name}.bias", "bias", rows))
         if residual is not None:
             return b.emit("linear_add", [levels, scale, residual], tensors, name=name)
@@ -50,14 +59,18 @@ def good_program() -> Program:
     )
     positions = [codes("positions", "embedding", "int4", "rows", 5, 7), bf16("positions.scale", "scale", 5)]
     y = b.emit("add_positions", [y], positions)
+    offsets = [codes("offsets", "embedding", "int6", "rows", 5, 7), bf16("offsets.scale", "scale", 5)]
+    y = b.emit("add_positions", [y], offsets)
     z = b.emit("layer_norm", [y], [bf16("norm.gamma", "norm", 7), bf16("norm.beta", "norm", 7)], eps=1e-6)
     z = linear("qkv", "int4", z, 24, 7)
     z = b.emit("attention", [z], num_heads=2, head_dim=4, logit_scale=0.5)
     y = linear("proj", "int8", z, 7, 8, residual=y)
+    z = linear("fc1", "pot4", y, 40, 7, layout="blocks")
+    y = linear("fc2", "int6", z, 7, 40, residual=y, layout="blocks")
     y = b.emit("mean_rows", [y])
     y = b.emit("select_row", [y], row=0)
     y = b.emit("layer_norm", [y], [bf16("last.gamma", "norm", 7), bf16("last.beta", "norm", 7)], eps=1e-6)
-    y = linear("head", "pot4", y, 3, 7)
+    y = linear("head", "int6", y, 3, 7)
     image = {"height": 4, "width": 4, "channels": 3}
     metadata = {"task": "image-classification", "labels": ["a", "b", "c"], "image": image, "provenance": {"seed": 7}}
     program = b.build(output=y, metadata=metadata)

@@ -111,8 +111,9 @@ def tensors() -> list[Case]:
 
     return [
         _record("tensors", 0, "format", 0, "format-0", "tensor 0 .*: format is 0; must be one of"),
-        _record("tensors", 0, "format", 6, "format-6", "tensor 0 .*: format is 6; must be one of"),
-        _record("tensors", 0, "layout", 2, "layout-2", "tensor 0 .*: layout is 2; must be one of"),
+        _record("tensors", 0, "format", 7, "format-7", "tensor 0 .*: format is 7; must be one of"),
+        _record("tensors", 0, "layout", 3, "layout-3", "tensor 0 .*: layout is 3; must be one of"),
+        _record("tensors", 0, "layout", 2, "float-in-blocks", "tensor 0 .*: layout is blocks; format f32 must have"),
         _record("tensors", 0, "layout", 1, "float-in-tiles", "tensor 0 .*: layout is tiles; format f32 must have"),
         _record(
             "tensors", last, "layout", 1, "bf16-in-tiles", f"tensor {last} .*: layout is tiles; format bf16 must have"
@@ -137,6 +138,71 @@ def tensors() -> list[Case]:
     ]
 
 
+def blocks() -> list[Case]:
+    """Tensors in `blocks`: fc1 has starts 0, 1, 1, 2 and columns 0, 0; fc2 starts 0, 2 and columns 0, 2 of 3."""
+    fc1, fc2 = tensor_index("fc1"), tensor_index("fc2")
+
+    def starts(label: str, values: list[int], message: str, tensor: int = fc1, group: str = "index") -> Case:
+        data = struct.pack(f"<{len(values)}I", *values)
+        return Case(f"{group}-{label}", message, lambda d: d.set_constant(tensor, 0, data))
+
+    def columns(label: str, first: int, second: int, message: str) -> Case:
+        data = struct.pack("<2H", first, second)
+        return Case(f"index-{label}", message, lambda d: d.set_constant(fc2, 8, data))
+
+    def shapes(d: Draft, *sides: tuple[int, int, int]) -> None:
+        for tensor, rows, cols in sides:
+            d.set("tensors", tensor, "rows", rows)
+            d.set("tensors", tensor, "cols", cols)
+
+    def fewer(d: Draft) -> None:
+        d.set_constant(fc1, 0, struct.pack("<4I", 0, 1, 1, 1))
+        d.set_constant(fc1, 18, bytes(2))
+
+    huge = 2**32 - 1
+    return [
+        starts("first-start-1", [1, 1, 1, 2], "index of blocks starts at 1; must be 0"),
+        starts("starts-descend", [0, 1, 0, 2], "block row 1 has -1 stored blocks; must have 0 to 1"),
+        starts("start-beyond", [0, 1, 3, 2], "block row 1 has 2 stored blocks; must have 0 to 1"),
+        starts("start-all-ones", [0, huge, 1, 2], "block row 0 has 4294967295 stored blocks; must have 0 to 1"),
+        starts("row-too-full", [0, 2, 2, 2], "block row 0 has 2 stored blocks; must have 0 to 1"),
+        starts("row-too-full-at-end", [0, 0, 0, 2], "block row 2 has 2 stored blocks; must have 0 to 1"),
+        columns("columns-equal", 2, 2, "stored block 1 has column 2; must be below 3 and above the one before"),
+        columns("columns-descend", 2, 0, "stored block 1 has column 0; must be below 3 and above the one before"),
+        columns("column-beyond", 0, 3, "stored block 1 has column 3; must be below 3"),
+        columns("column-all-ones", 0, 65535, "stored block 1 has column 65535; must be below 3"),
+        Case(
+            "index-dirty-end", "the gap after the index of blocks is not zero", lambda d: d.set_constant(fc2, 63, b"\1")
+        ),
+        Case("index-zero-block", "stored block 1 is all zero", lambda d: d.set_constant(fc1, 128, bytes(64))),
+        Case("index-zero-wide-block", "stored block 0 is all zero", lambda d: d.set_constant(fc2, 64, bytes(192))),
+        starts("blocks-all-ones", [0, 1, 1, huge], "takes 283467841536 bytes; at most", group="tensor"),
+        starts("blocks-wrap", [0, 1, 1, 2 + 2**26], "takes 4429185216 bytes; at most", group="tensor"),
+        starts("blocks-beyond-file", [0, 1, 1, 10**6], r"ends at \d+; section constants has", group="tensor"),
+        starts("blocks-of-next", [0, 3], "stored block 2 has column 0; must be below 3 and above", fc2),
+        Case("tensor-blocks-less", r"tensor \d+ \(fc1.scale\): offset is \d+; must be", fewer),
+        _record(
+            "tensors", fc1, "rows", 2**20, "blocks-index-cut", r"\(fc1\): its index of blocks takes at least 262148 b"
+        ),
+        _record(
+            "tensors", fc1, "cols", 65537, "blocks-too-wide", r"cols is 65537; must be at most 65536 in layout blo"
+        ),
+        _record(
+            "tensors", tensor_index("patch"), "layout", 2, "tiles-as-blocks", r"\(patch\): takes \d+ bytes; at most"
+        ),
+        Case(
+            "tensor-blocks-unpack-to-much",
+            "layout blocks have 1099511628544 codes; at most 2147483647 are allowed",
+            lambda d: shapes(d, (fc1, 2**24, 65536)),
+        ),
+        Case(
+            "tensor-blocks-together-unpack-to-much",
+            "layout blocks have 2147483648 codes; at most",
+            lambda d: shapes(d, (fc1, 2**15, 2**15), (fc2, 2**15, 2**15)),
+        ),
+    ]
+
+
 def constants() -> list[Case]:
     """Stored codes and floats."""
     quiet_nan, infinity = struct.pack("<f", float("nan")), struct.pack("<f", float("inf"))
@@ -153,6 +219,20 @@ def constants() -> list[Case]:
         for name in ("patch", "proj", "token", "positions")
     ]
     return [
+        # head: int6 [3, 7] in tiles; 64 bytes of t0 and t1, 64 of t2 and t3, 64 of upper bits. offsets: int6 [5, 7], 6
+        # bytes a row. fc1: pot4 in blocks, 64 bytes of index and two blocks. fc2: int6 in blocks, of 192 bytes.
+        constant(
+            "int6-unused-code", "head", 0, bytes([0x10]) + bytes(127) + b"\x02", "code 32 at row 0, column 0 is no"
+        ),
+        constant("int6-col-padding", "head", 64, b"\x01", r"\(head\): padding code that is not 0"),
+        constant("int6-upper-padding", "head", 128 + 4 * 3, b"\x01", r"\(head\): padding code that is not 0"),
+        constant("int6-rows-unused-code", "offsets", 6, b"\x20\0", "code 32 at row 1, column 0 is no level of format"),
+        constant("int6-rows-padding", "offsets", 5, b"\x04", r"\(offsets\): padding code that is not 0"),
+        constant("block-unused-code", "fc1", 128, b"\x08", "code 8 at row 32, column 0 is no level of format pot4"),
+        constant("block-row-padding", "fc1", 128 + 4 * 8, b"\x01", r"\(fc1\): padding code that is not 0"),
+        constant("block-col-padding", "fc1", 64 + 3, b"\x10", r"\(fc1\): padding code that is not 0"),
+        constant("block-upper-padding", "fc2", 64 + 128 + 63, b"\x80", r"\(fc2\): padding code that is not 0"),
+        constant("block-beyond-padding", "fc2", 256 + 64, b"\x01", r"\(fc2\): padding code that is not 0"),
         # patch: pot4 [7, 12] in tiles; byte 4*n + k of 64, inputs 0-3 low and 4-7 high; then inputs 8-11 and padding.
         constant("pot4-unused-code", "patch", 0, b"\x08", "code 8 at row 0, column 0 is no level of format pot4"),
         constant("pot4-unused-code-high", "patch", 5, b"\x80", "code 8 at row 1, column 5 is no level of format pot4"),

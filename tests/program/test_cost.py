@@ -14,6 +14,8 @@ def test_macs_are_those_of_the_integer_products(good_program: Program) -> None:
         ("linear", 5 * 24 * 7),  # qkv of 5 tokens
         ("attention", 2 * 2 * 5 * 5 * 4),  # two products, two heads of 4
         ("linear_add", 5 * 7 * 8),
+        ("linear", 5 * (16 + 8) * 7),  # two of three blocks of 16 outputs, the last of them 8 outputs
+        ("linear_add", 5 * 7 * (16 + 8)),  # two of three blocks of 16 inputs
         ("linear", 1 * 3 * 7),
     ]
     assert cost.macs(good_program) == sum(count for _, count in by_op)
@@ -34,12 +36,12 @@ def test_an_attention_of_few_queries_costs_that_much_less() -> None:
 
 def test_parameters_are_counted_on_the_levels(good_program: Program) -> None:
     counts = cost.parameter_counts(good_program)
-    weights = {"patch": 7 * 12, "qkv": 24 * 7, "proj": 7 * 8, "head": 3 * 7}
+    weights = {"patch": 7 * 12, "qkv": 24 * 7, "proj": 7 * 8, "fc1": 40 * 7, "fc2": 7 * 40, "head": 3 * 7}
     levels = [tensor.values for tensor in good_program.tensors if tensor.name in weights]
     assert counts.weights == sum(weights.values())
     assert counts.nonzero_weights == sum(int((values != 0).sum()) for values in levels)
     assert 0 < counts.nonzero_weights < counts.weights, "some are zero"
-    biases, norms, embeddings = 7 + 24 + 7 + 3, 4 * 7, 7 + 5 * 7
+    biases, norms, embeddings = 7 + 24 + 7 + 40 + 7 + 3, 4 * 7, 7 + 2 * 5 * 7
     assert counts.parameters == counts.weights + biases + norms + embeddings
     assert counts.fp32_bytes == 4 * counts.parameters
     np.testing.assert_allclose(counts.sparsity, 1 - counts.nonzero_weights / counts.weights)

@@ -13,9 +13,11 @@ from lilliput.program.formats import (
     FORMAT_IDS,
     WEIGHT_FORMATS,
     describe_grid,
+    pack,
     pack_bf16,
     round_bf16,
     round_up,
+    stored_blocks,
     stored_bytes,
     unpack,
     unpack_bf16,
@@ -29,7 +31,7 @@ def test_pot4_levels_are_signed_powers_of_two_with_midpoints_at_three_halves() -
     assert midpoints == [1.5 * 2**k for k in range(6)], "the nearest value changes at 1.5 * 2^k"
 
 
-@pytest.mark.parametrize(("name", "bits"), [("int8", 8), ("int4", 4)])
+@pytest.mark.parametrize(("name", "bits"), [("int8", 8), ("int6", 6), ("int4", 4)])
 def test_integer_formats_are_twos_complement(name: str, bits: int) -> None:
     weight_format = WEIGHT_FORMATS[name]
     limit = 2 ** (bits - 1) - 1
@@ -55,10 +57,68 @@ def test_odd_last_nibble_is_padding() -> None:
         unpack(good | np.uint8(0x10) * np.array([0, 1], np.uint8), "int4", "rows", 1, 3)
 
 
+def test_four_6_bit_codes_take_three_bytes_of_a_row() -> None:
+    codes = np.array([1, -1, 31, -31, 2], np.int8)  # 1, 63, 31, 33, 2
+    stream = 1 | 63 << 6 | 31 << 12 | 33 << 18 | 2 << 24
+    packed = pack(codes[None], "int6", "rows")
+    assert packed.tobytes() == stream.to_bytes(4, "little")
+    assert unpack(packed, "int6", "rows", 1, 5).tolist() == [codes.tolist()]
+
+
+def index_of(starts: list[int], columns: list[int], gap: int = 0) -> np.ndarray:
+    """A `blocks` tensor of 4-bit codes whose stored blocks are all ones."""
+    index = struct.pack(f"<{len(starts)}I{len(columns)}H", *starts, *columns)
+    padding = bytes(-len(index) % 64 - 1) + bytes([gap])
+    return np.frombuffer(index + padding + b"\x11" * (64 * len(columns)), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("starts", "columns", "gap", "message"),
+    [
+        ([1, 2, 2], [0, 1], 0, "index of blocks starts at 1; must be 0"),
+        ([0, 2, 1], [0], 0, "block row 1 has -1 stored blocks; must have 0 to 4"),
+        ([0, 5, 5], [0, 1, 2, 3, 3], 0, "block row 0 has 5 stored blocks; must have 0 to 4"),
+        ([0, 2**32 - 1, 1], [0], 0, "block row 0 has 4294967295 stored blocks; must have 0 to 4"),
+        (
+            [0, 1, 2],
+            [0, 4],
+            0,
+            "stored block 1 has column 4; must be below 4 and above the one before it in block row 1",
+        ),
+        (
+            [0, 2, 2],
+            [1, 1],
+            0,
+            "stored block 1 has column 1; must be below 4 and above the one before it in block row 0",
+        ),
+        ([0, 2, 3], [2, 1, 0], 0, "stored block 1 has column 1; must be below 4 and above"),
+        ([0, 2, 3], [0, 65535, 0], 0, "stored block 1 has column 65535; must be below 4"),
+        ([0, 1, 2], [0, 0], 1, "the gap after the index of blocks is not zero"),
+    ],
+)
+def test_an_index_out_of_order_is_refused(starts: list[int], columns: list[int], gap: int, message: str) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        unpack(index_of(starts, columns, gap), "pot4", "blocks", 32, 32)
+
+
+def test_a_stored_block_of_zeros_is_refused() -> None:
+    tensor = index_of([0, 2, 3], [0, 3, 1]).copy()
+    assert unpack(tensor, "pot4", "blocks", 32, 32).sum() == 3 * 128
+    tensor[64 + 64 : 64 + 128] = 0
+    with pytest.raises(ArtifactError, match="stored block 1 is all zero; must be left out"):
+        unpack(tensor, "pot4", "blocks", 32, 32)
+
+
+def test_the_number_of_stored_blocks_is_the_last_start() -> None:
+    assert stored_blocks(index_of([0, 2, 3], [0, 3, 1]), 32) == 3
+    with pytest.raises(ArtifactError, match="index of blocks takes at least 12 bytes; 11 are left"):
+        stored_blocks(np.zeros(11, np.uint8), 17)
+
+
 def test_float_sizes_and_ids() -> None:
     assert stored_bytes("f32", "rows", 3, 5) == 60
     assert stored_bytes("bf16", "rows", 3, 5) == 30
-    assert FORMAT_IDS == {"f32": 1, "bf16": 2, "int8": 3, "int4": 4, "pot4": 5}
+    assert FORMAT_IDS == {"f32": 1, "bf16": 2, "int8": 3, "int4": 4, "pot4": 5, "int6": 6}
 
 
 def test_round_up() -> None:

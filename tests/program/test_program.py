@@ -32,7 +32,7 @@ def test_good_program_is_valid(good_program: Program) -> None:
     [
         ("patch", {"role": "gift"}, r"tensor 2 \(patch\): role is 'gift'; must be one of weight, bias"),
         ("patch", {"format": "int3"}, r"tensor 2 \(patch\): format is 'int3'; must be one of f32"),
-        ("patch", {"layout": "columns"}, r"layout is 'columns'; must be one of rows, tiles"),
+        ("patch", {"layout": "columns"}, r"layout is 'columns'; must be one of rows, tiles, blocks"),
         ("patch", {"values": np.zeros((7, 12), np.int64)}, r"values are int64 .*; must be int8 with two axes"),
         ("patch", {"values": np.zeros(12, np.int8)}, r"values are int8 with shape \(12,\); must be int8 with two"),
         ("patch", {"values": np.full((7, 12), 3, np.int8)}, r"level 3 is not in format pot4; allowed: -64, -32"),

@@ -14,7 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lilliput.program import reference
-from lilliput.program.formats import WEIGHT_FORMATS, pack, pack_bf16, round_bf16, round_up
+from lilliput.program.formats import FORMAT_IDS, LAYOUT_IDS, WEIGHT_FORMATS, pack, pack_bf16, round_bf16, round_up
 from lilliput.program.ops import OPS, Operands, Shape, TensorSlot
 from lilliput.runtime import isas
 
@@ -87,7 +87,12 @@ class Buffer(ctypes.Structure):
 
 
 class Constant(ctypes.Structure):
-    _fields_ = (*Buffer._fields_, ("format", ctypes.c_uint16))
+    _fields_ = (
+        *Buffer._fields_,
+        ("format", ctypes.c_uint16),
+        ("layout", ctypes.c_uint16),
+        ("available", ctypes.c_size_t),
+    )
 
 
 class Call(ctypes.Structure):
@@ -160,7 +165,11 @@ def some_constants(rng: Rng, slot: TensorSlot, format: str, shape: Shape) -> Arr
     """Values of a tensor: levels, or finite floats of its format."""
     if format in WEIGHT_FORMATS:
         grid = WEIGHT_FORMATS[format].grid
-        return rng.choice(grid if rng.random() < 0.7 else grid[[0, -1]], shape)
+        levels = rng.choice(grid if rng.random() < 0.7 else grid[[0, -1]], shape)
+        if rng.random() < 0.5:  # zero blocks, wherever they begin
+            zero = rng.random((shape.rows // 8 + 1, shape.cols // 8 + 1)) < rng.random()
+            levels[np.kron(zero, np.ones((8, 8), bool))[: shape.rows, : shape.cols]] = 0
+        return levels
     values = some_floats(rng, 1, *shape)[0]
     values = values if format == "f32" else round_bf16(values)
     values = np.where(np.isfinite(values), values, np.float32(1))
@@ -254,13 +263,13 @@ def compare_batch(core: ctypes.CDLL, rng: Rng, kind: str) -> None:
     shapes = spec.shapes(Operands(tuple(in_shapes), tuple(tensor_shapes), attributes))
     dtypes = {"i8": np.int8, "u8": np.uint8, "f32": np.float32}
     outputs = [np.full(shape, 85, dtypes[slot.dtype]) for slot, shape in zip(spec.outputs, shapes, strict=True)]
-    files = [stored(f, slot.layout, t) for f, slot, t in zip(formats, spec.tensors, tensors, strict=True)]
+    layouts = [str(rng.choice(slot.layouts)) for slot in spec.tensors]
+    files = [stored(*what) for what in zip(formats, layouts, tensors, strict=True)]
     call = Call(a=tuple(attribute_bits(attributes)))
     for number, output in enumerate(outputs):
         call.outputs[number] = Buffer(output.ctypes.data, *output.shape)
-    ids = {"f32": 1, "bf16": 2, **{name: entry.id for name, entry in WEIGHT_FORMATS.items()}}
-    for number, (file, shape, format) in enumerate(zip(files, tensor_shapes, formats, strict=True)):
-        call.tensors[number] = Constant(file.ctypes.data, *shape, ids[format])
+    for number, (file, shape, format, layout) in enumerate(zip(files, tensor_shapes, formats, layouts, strict=True)):
+        call.tensors[number] = Constant(file.ctypes.data, *shape, FORMAT_IDS[format], LAYOUT_IDS[layout], file.size)
     by_rows = kind not in ("attention", "prepend_token", "select_row", "mean_rows")
     end = shapes[0].rows if by_rows else int(attributes.get("num_heads", 1))
     part = Part(0, end, outputs[-1].ctypes.data if spec.outputs[-1].scratch else None)
@@ -276,7 +285,7 @@ def compare_batch(core: ctypes.CDLL, rng: Rng, kind: str) -> None:
             )
             same |= np.isnan(got) & np.isnan(must)
             assert same.all(), (
-                f"{kind} {in_shapes} {tensor_shapes} {formats} {attributes}, case {case}, output {number}: "
+                f"{kind} {in_shapes} {tensor_shapes} {formats} {layouts} {attributes}, case {case}, output {number}: "
                 f"{(~same).sum()} of {same.size} differ; first {got[~same][0]!r}, not {must[~same][0]!r}"
             )
 

@@ -235,6 +235,28 @@ def test_linear(format: str, values: str, rows: int, depth: int, outputs: int) -
         assert_same_bits(finish(b, y, rows, outputs, (rows, depth)), images_of(rng, rows, depth))
 
 
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize(
+    ("rows", "depth", "outputs"),
+    [(1, 1, 1), (1, 8, 16), (3, 7, 5), (9, 9, 17), (8, 24, 40), (2, 250, 33), (17, 40, 64)],
+)
+def test_linear_skips_zero_blocks(format: str, share: float, rows: int, depth: int, outputs: int) -> None:
+    """Layout `blocks`, of which a share is in use: rows of blocks that are empty, full and in between; both ops."""
+    rng = np.random.default_rng([rows, depth, outputs])
+    b, x = start("plain", rng, rows, depth)
+    levels, scale = b.emit("quantize", [x])
+    values = rng.choice(WEIGHT_FORMATS[format].grid, (outputs, depth))
+    grid = WEIGHT_FORMATS[format].block_grid(outputs, depth)
+    in_use = (rng.random(grid) < share).repeat(16, 0).repeat(WEIGHT_FORMATS[format].block_cols, 1)
+    values *= in_use[:outputs, :depth]
+    tensors = [b.tensor("codes", role="weight", format=format, layout="blocks", values=values)]
+    tensors += [bf16(b, "scale", some_scales(rng, outputs)), bf16(b, "bias", rng.normal(0, 1, outputs))]
+    y = b.emit("linear", [levels, scale], tensors, activation=ACTIVATIONS["gelu"])
+    y = b.emit("linear_add", [levels, scale, y], tensors)
+    assert_same_bits(finish(b, y, rows, outputs, (rows, depth)), images_of(rng, rows, depth))
+
+
 def test_linear_may_multiply_the_padding() -> None:
     """Codes as wide as the padded activations: the columns past K are 0, whatever the arena held before."""
     rng = np.random.default_rng(4)

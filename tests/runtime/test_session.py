@@ -22,6 +22,8 @@ from lilliput.program import mathfn, reference
 from lilliput.program.builder import ProgramBuilder, with_golden
 from lilliput.program.formats import WEIGHT_FORMATS, round_bf16
 from lilliput.program.program import Program
+from lilliput.runtime import isas
+from lilliput.runtime._lil import ALIGNMENT, Model, Threads
 
 if TYPE_CHECKING:
     from tests.hostile_files import HostileFile
@@ -192,7 +194,7 @@ def test_a_fifo_is_refused_and_not_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_file_that_may_not_be_read(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*args: object) -> None:
+    def refuse(*args: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("builtins.open", refuse)
@@ -351,6 +353,127 @@ def test_closing_while_others_run(tmp_path: Path) -> None:
         started.wait()
         session.close()
         assert all(run.result() >= 0 for run in runs)
+
+
+@pytest.mark.parametrize("isa", ["mmx", "", "AVX2", "scalar,avx2", "neon" if "neon" not in isas() else "avx2"])
+def test_an_instruction_set_that_is_not_there(model_path: Path, monkeypatch: pytest.MonkeyPatch, isa: str) -> None:
+    """Asked for by the argument or by the environment; an empty variable is none."""
+    allowed = re.escape(f"allowed: {', '.join(isas())}")
+    with pytest.raises(InputError, match=f"^isa: '{isa}' is no instruction set of this build .*{allowed}$"):
+        lilliput.open(model_path, isa=isa)
+    monkeypatch.setenv("LILLIPUT_ISA", isa)
+    if not isa:
+        assert lilliput.open(model_path).isa == isas()[-1]
+        return
+    with pytest.raises(InputError, match=f"^LILLIPUT_ISA: '{isa}' is no instruction set of this build .*{allowed}$"):
+        lilliput.open(model_path)
+    assert lilliput.open(model_path, isa="scalar").isa == "scalar"  # the argument wins
+
+
+@pytest.mark.parametrize("isa", isas())
+def test_each_instruction_set_and_number_of_threads_gives_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isa: str
+) -> None:
+    artifact.write(vit_program(), tmp_path / "vit.lil")
+    images = random_images(40, 12, 12, 3, seed=3)
+    wanted = lilliput.open(tmp_path / "vit.lil", isa="scalar").run(images)
+    monkeypatch.setenv("LILLIPUT_ISA", isa)
+    for num_threads in (1, 2, 3, 7):
+        with lilliput.open(tmp_path / "vit.lil", num_threads=num_threads) as session:
+            assert (session.isa, session.num_threads) == (isa, num_threads)
+            assert session.run(images).tobytes() == wanted.tobytes()
+            assert session.run(images[:2]).tobytes() == wanted[:2].tobytes()  # fewer images than threads
+            assert session.verify_golden() == 4
+
+
+@pytest.mark.parametrize("num_threads", [0, -1, "2", 1.5, True, None])
+def test_a_wrong_number_of_threads(model_path: Path, num_threads: Any) -> None:
+    with pytest.raises(InputError, match=re.escape(f"num_threads: {num_threads!r}; must be an integer")):
+        lilliput.open(model_path, num_threads=num_threads)
+
+
+@pytest.mark.xfail(reason="numpy refuses the memory with a ValueError", strict=True)
+def test_more_threads_than_can_be(model_path: Path) -> None:
+    with pytest.raises((InputError, FailureError)):
+        lilliput.open(model_path, num_threads=2**70)
+
+
+def test_what_the_binding_refuses(model_path: Path) -> None:
+    """Memory of another size or kind than the core asks for; nothing is run, nothing is copied behind the back."""
+    model = Model(model_path.read_bytes())
+    memory = np.zeros(3 * model.arena_bytes + ALIGNMENT, np.uint8)
+    memory = memory[-memory.ctypes.data % ALIGNMENT :]
+    arena = memory[: model.arena_bytes]
+    images, outputs = np.zeros((2, 48), np.uint8), np.zeros((2, 3), np.float32)
+    model.run(arena, images, outputs)
+    wanted = outputs.copy()
+    outputs[:] = 0
+    frozen = np.zeros((2, 3), np.float32)
+    frozen.setflags(write=False)
+    threads = Threads(3)
+    for message, arguments in {
+        "the arena is smaller": (arena[:-1], images, outputs),
+        "the arena is smaller than": (memory[: model.arena_bytes], images, outputs, threads),  # enough for one
+        "multiple of 64": (memory[1 : model.arena_bytes + 1], images, outputs),
+        "as many outputs": (arena, images, outputs[:1]),
+        "input has not the size": (arena, images[:, :47].copy(), outputs),
+        "output has not the size": (arena, images, np.zeros((2, 4), np.float32)),
+        "share memory": (arena, arena[:96].reshape(2, 48), outputs),
+    }.items():
+        with pytest.raises(InputError, match=message):
+            model.run(*arguments)
+    for wrong in (
+        (arena, images.astype(np.int8), outputs),
+        (arena, images.astype(np.float32), outputs),
+        (arena, images[0], outputs),
+        (arena, np.zeros((2, 96), np.uint8)[:, ::2], outputs),
+        (arena, np.asfortranarray(images), outputs),
+        (arena, images, outputs.astype(np.float64)),
+        (arena, images, np.zeros((2, 6), np.float32)[:, ::2]),
+        (arena, images, frozen),
+        (arena.astype(np.float32), images, outputs),
+        (arena, images, None),
+        (arena, images, outputs, 3),
+    ):
+        with pytest.raises(TypeError):
+            model.run(*wrong)  # type: ignore[arg-type]
+    assert not outputs.any()
+    model.run(arena, images, outputs)
+    assert outputs.tobytes() == wanted.tobytes()
+
+
+CHANGED = """
+import os, struct, sys
+import numpy as np
+import lilliput
+
+path, how = sys.argv[1:]
+session = lilliput.open(path)
+image = np.full(session.image, 9, np.uint8)
+before = session.run(image).tobytes()
+data = bytearray(open(path, "rb").read())
+ops_count, ops = struct.unpack_from("<IQ", data, 48 + 2 * 24 + 4)
+constants, constant_bytes = struct.unpack_from("<QQ", data, 48 + 3 * 24 + 8)
+if how == "cut":
+    os.truncate(path, 0)
+elif how == "records":
+    for op in range(ops_count):
+        struct.pack_into("<H", data, ops + 40 * op, 60000)
+elif how == "constants":
+    data[constants : constants + constant_bytes] = bytes([0x7F]) * constant_bytes
+if how != "cut":
+    with open(path, "r+b") as file:
+        file.write(data)
+print("the same" if session.run(image).tobytes() == before else "another result")
+"""
+
+
+@pytest.mark.xfail(reason="the session reads the file where it is mapped", strict=True)
+@pytest.mark.parametrize("how", ["cut", "records", "constants"])
+def test_a_file_that_changes_in_place(model_path: Path, how: str) -> None:
+    """A session goes on with the file that it verified."""
+    result = subprocess.run([sys.executable, "-c", CHANGED, model_path, how], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout) == (0, "the same\n"), result.stderr
 
 
 def test_import_and_open_bring_numpy_only(model_path: Path) -> None:

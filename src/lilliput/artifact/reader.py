@@ -20,14 +20,16 @@ from lilliput.artifact.layout import (
     Section,
 )
 from lilliput.errors import ArtifactError
-from lilliput.program.formats import FORMAT_IDS, LAYOUT_IDS, round_up, stored_bytes, unpack, unpack_bf16
+from lilliput.program.formats import FORMAT_IDS, LAYOUT_IDS, round_up, stored_blocks, stored_bytes, unpack, unpack_bf16
 from lilliput.program.ops import OPS
 from lilliput.program.plan import ALIGNMENT
 from lilliput.program.program import DTYPE_IDS, Buffer, Op, Program, Tensor
 from lilliput.program.validation import (
     MAX_RECORDS,
+    check_blocks_total,
     check_side_buffers,
     check_sides,
+    check_stored_bytes,
     check_tensor_record,
     parse_metadata,
 )
@@ -158,6 +160,10 @@ def _tensors(data: bytes, sections: dict[str, Section], listed: Any) -> tuple[Te
         constants.records == len(records),
         f"section constants: count is {constants.records}; there are {len(records)} tensors",
     )
+    check_blocks_total(
+        (_FORMAT_NAMES.get(format_id, ""), _LAYOUT_NAMES.get(layout_id, ""), rows, cols)
+        for format_id, layout_id, rows, cols, _, _ in records
+    )
     content = np.frombuffer(data, np.uint8, constants.size, constants.offset)
     tensors, end = [], 0
     for index, (name_role, record) in enumerate(zip(_names("tensors", listed, len(records)), records, strict=True)):
@@ -180,15 +186,18 @@ def _tensor(
     _require(layout_id in _LAYOUT_NAMES, f"{where}: layout is {layout_id}; must be one of {_allowed(_LAYOUT_NAMES)}")
     _require(zero == 0, f"{where}: the reserved field is {zero}; must be 0")
     format_name, layout = _FORMAT_NAMES[format_id], _LAYOUT_NAMES[layout_id]
-    size = stored_bytes(format_name, layout, rows, cols)
-    check_tensor_record(where, format_name, layout, rows, cols, size)
+    check_tensor_record(where, format_name, layout, rows, cols)
     expected = round_up(end, ALIGNMENT)
     _require(offset == expected, f"{where}: offset is {offset}; must be {expected}")
-    _require(
-        offset + size <= len(content), f"{where}: ends at {offset + size}; section constants has {len(content)} bytes"
-    )
-    _require(not content[end:offset].any(), f"{where}: the gap before it is not zero")
     try:
+        num_blocks = stored_blocks(content[offset:], rows) if layout == "blocks" else 0
+        size = stored_bytes(format_name, layout, rows, cols, num_blocks)
+        check_stored_bytes(size)
+        _require(not content[end:offset].any(), "the gap before it is not zero")
+        _require(
+            offset + size <= len(content),
+            f"ends at {offset + size}; section constants has {len(content)} bytes",
+        )
         values = _values(content[offset : offset + size], format_name, layout, rows, cols)
     except ArtifactError as error:
         raise ArtifactError(f"{where}: {error}") from None

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lilliput.program.formats import count_stored
 from lilliput.program.program import Op, Program
 
 PARAMETER_ROLES = ("weight", "bias", "norm", "embedding")
@@ -28,7 +29,10 @@ class ParameterCounts(NamedTuple):
 
 
 def op_macs(program: Program) -> list[int]:
-    """Multiply-accumulates of each op, in order, for one example: the integer products (linear layers, attention)."""
+    """Multiply-accumulates of each op, in order, for one example: the integer products (linear layers, attention).
+
+    Blocks that the layout `blocks` leaves out are not multiplied, so they do not count.
+    """
     return [_macs(program, op) for op in program.ops]
 
 
@@ -50,7 +54,8 @@ def parameter_counts(program: Program) -> ParameterCounts:
 def _macs(program: Program, op: Op) -> int:
     rows = program.buffers[op.outputs[0]].rows  # of an attention: one a query
     if op.kind in ("linear", "linear_add"):
-        return rows * program.tensors[op.tensors[0]].values.size
+        codes = program.tensors[op.tensors[0]]
+        return rows * (count_stored(codes.values, codes.format) if codes.layout == "blocks" else codes.values.size)
     if op.kind == "attention":
         tokens = program.buffers[op.inputs[0]].rows
         return 2 * int(op.attributes["num_heads"]) * rows * tokens * int(op.attributes["head_dim"])

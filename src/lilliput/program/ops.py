@@ -37,11 +37,11 @@ class BufferSlot(NamedTuple):
 
 
 class TensorSlot(NamedTuple):
-    """A constant: `formats` allowed there, its layout, and whether it must be >= 0."""
+    """A constant: the formats and layouts allowed there, and whether it must be >= 0."""
 
     name: str
     formats: tuple[str, ...]
-    layout: str = "rows"
+    layouts: tuple[str, ...] = ("rows",)
     is_scale: bool = False
 
 
@@ -191,13 +191,13 @@ def _mean_rows_shapes(operands: Operands) -> tuple[Shape, ...]:
     return (Shape(1, x.cols),)
 
 
-CODES = ("int8", "int4", "pot4")
+CODES = ("int8", "int4", "pot4", "int6")
 _X = BufferSlot("input", "f32")
 _Y = BufferSlot("output", "f32")
 _LEVELS = BufferSlot("input", "i8")
 _LEVELS_SCALE = BufferSlot("input scale", "f32")
 _SCALE = TensorSlot("scale", ("bf16",), is_scale=True)
-_LINEAR_TENSORS = (TensorSlot("codes", CODES, "tiles"), _SCALE, TensorSlot("bias", ("bf16",)))
+_LINEAR_TENSORS = (TensorSlot("codes", CODES, ("tiles", "blocks")), _SCALE, TensorSlot("bias", ("bf16",)))
 _LINEAR_ATTRIBUTES = (Attribute("activation", 0, max(ACTIVATIONS.values())),)
 _EMBEDDING_TENSORS = (TensorSlot("codes", CODES), _SCALE)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lilliput.program import validation
-from lilliput.program.formats import WEIGHT_FORMATS, stored_bytes
+from lilliput.program.formats import WEIGHT_FORMATS, count_blocks, stored_bytes
 
 DTYPE_IDS: dict[str, int] = {"u8": 1, "i8": 2, "f32": 3}
 DTYPE_BYTES: dict[str, int] = {"u8": 1, "i8": 1, "f32": 4}
@@ -56,7 +56,8 @@ class Tensor:
     @property
     def stored_bytes(self) -> int:
         """Bytes it takes in the file, without the gap after it."""
-        return stored_bytes(self.format, self.layout, self.rows, self.cols)
+        num_blocks = count_blocks(self.values, self.format) if self.layout == "blocks" else 0
+        return stored_bytes(self.format, self.layout, self.rows, self.cols, num_blocks)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,22 @@
 
 import json
 from bisect import bisect_left, insort
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lilliput.errors import ArtifactError
-from lilliput.program.formats import FLOAT_FORMATS, FORMAT_IDS, LAYOUT_IDS, WEIGHT_FORMATS, round_bf16, round_up
-from lilliput.program.ops import OPS, Operands, OpSpec, Shape, check_attributes
+from lilliput.program.formats import (
+    FLOAT_FORMATS,
+    FORMAT_IDS,
+    LAYOUT_IDS,
+    TILE_ROWS,
+    WEIGHT_FORMATS,
+    round_bf16,
+    round_up,
+)
+from lilliput.program.ops import MAX_PRODUCT_LENGTH, OPS, Operands, OpSpec, Shape, check_attributes
 from lilliput.program.plan import ALIGNMENT, lifetimes
 
 if TYPE_CHECKING:
@@ -35,6 +43,7 @@ def check_program(program: "Program") -> None:
         check_buffer(f"buffer {index}", buffer)
     for index, tensor in enumerate(program.tensors):
         _check_tensor(f"tensor {index} ({tensor.name})", tensor)
+    check_blocks_total((tensor.format, tensor.layout, tensor.rows, tensor.cols) for tensor in program.tensors)
     for index, op in enumerate(program.ops):
         _require(op.kind in OPS, f"op {index}: kind is {op.kind}; must be one of {', '.join(OPS)}")
         try:
@@ -73,12 +82,32 @@ def check_buffer(where: str, buffer: "Buffer") -> None:
     )
 
 
-def check_tensor_record(where: str, format_name: str, layout: str, rows: int, cols: int, stored: int) -> None:
+def check_tensor_record(where: str, format_name: str, layout: str, rows: int, cols: int) -> None:
     """One tensor record on its own, without its values."""
     check_sides(where, rows, cols)
     if format_name in FLOAT_FORMATS:
         _require(layout == "rows", f"{where}: layout is {layout}; format {format_name} must have layout rows")
-    _require(stored <= MAX_BYTES, f"{where}: takes {stored} bytes; at most {MAX_BYTES} are allowed")
+    if layout == "blocks":
+        limit = MAX_PRODUCT_LENGTH
+        _require(cols <= limit, f"{where}: cols is {cols}; must be at most {limit} in layout blocks")
+
+
+def check_blocks_total(tensors: Iterable[tuple[str, str, int, int]]) -> None:
+    """The limit on all tensors in layout `blocks`, so that a small file never unpacks to more than memory holds.
+
+    `tensors`: format, layout, rows and cols of each.
+    """
+    total = 0
+    for format_name, layout, rows, cols in tensors:
+        if layout == "blocks" and format_name in WEIGHT_FORMATS:
+            width = WEIGHT_FORMATS[format_name].block_cols
+            total += round_up(rows, TILE_ROWS) * round_up(cols, width)
+    _require(total <= MAX_BYTES, f"tensors in layout blocks have {total} codes; at most {MAX_BYTES} are allowed")
+
+
+def check_stored_bytes(stored: int) -> None:
+    """The size of one tensor in the file."""
+    _require(stored <= MAX_BYTES, f"takes {stored} bytes; at most {MAX_BYTES} are allowed")
 
 
 def _check_tensor(where: str, tensor: "Tensor") -> None:
@@ -95,12 +124,14 @@ def _check_tensor(where: str, tensor: "Tensor") -> None:
         values.ndim == 2 and values.dtype == dtype,
         f"{where}: values are {values.dtype} with shape {values.shape}; must be {dtype} with two axes",
     )
-    check_tensor_record(where, tensor.format, tensor.layout, tensor.rows, tensor.cols, tensor.stored_bytes)
-    if tensor.is_codes:
-        try:
+    check_tensor_record(where, tensor.format, tensor.layout, tensor.rows, tensor.cols)
+    try:
+        check_stored_bytes(tensor.stored_bytes)
+        if tensor.is_codes:
             WEIGHT_FORMATS[tensor.format].encode(values)
-        except ArtifactError as error:
-            raise ArtifactError(f"{where}: {error}") from None
+    except ArtifactError as error:
+        raise ArtifactError(f"{where}: {error}") from None
+    if tensor.is_codes:
         return
     wrong = ~np.isfinite(values)
     _require(not wrong.any(), f"{where}: holds {values[wrong][:1]}; every constant must be finite")
@@ -141,7 +172,8 @@ def _check_op_tensors(program: "Program", op: "Op", spec: OpSpec) -> None:
         _require(
             tensor.format in slot.formats, f"{where} has format {tensor.format}; must be {' or '.join(slot.formats)}"
         )
-        _require(tensor.layout == slot.layout, f"{where} has layout {tensor.layout}; must be {slot.layout}")
+        layouts = " or ".join(slot.layouts)
+        _require(tensor.layout in slot.layouts, f"{where} has layout {tensor.layout}; must be {layouts}")
         if slot.is_scale:
             _require(bool((tensor.values >= 0).all()), f"{where} holds {tensor.values.min()}; a scale must be >= 0")
 

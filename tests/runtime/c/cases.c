@@ -141,55 +141,110 @@ static void add_output(test_case *c, int i, size_t rows, size_t cols, bool is_fl
     c->call.out[i] = (lil_output){NULL, rows, cols};
 }
 
-static uint8_t *add_tensor(test_case *c, int i, uint16_t format, size_t rows, size_t cols, size_t bytes) {
+static uint8_t *add_tensor(test_case *c, int i, uint16_t format, uint16_t layout, size_t rows, size_t cols,
+                           size_t bytes) {
     uint8_t *data = allocate_at_end(c, bytes);
-    c->call.tensor[i] = (lil_constant){data, rows, cols, format};
+    c->call.tensor[i] = (lil_constant){data, rows, cols, format, layout, bytes};
     return data;
 }
 
 static void add_bf16(test_case *c, int i, size_t n, float magnitude, bool is_signed) {
-    fill_bf16(add_tensor(c, i, LIL_BF16, 1, n, 2 * n), n, magnitude, is_signed);
+    fill_bf16(add_tensor(c, i, LIL_BF16, LIL_ROWS, 1, n, 2 * n), n, magnitude, is_signed);
 }
 
-static void put_code(uint8_t *bytes, size_t at, const code_format *format, size_t high, uint8_t code) {
-    bytes[at] = (uint8_t)(format->bits == 8 ? code : bytes[at] | code << 4 * high);
+static const code_format *random_format(void) {
+    return &code_formats[below(sizeof code_formats / sizeof *code_formats)];
 }
 
 static void add_codes_in_rows(test_case *c, int i, size_t rows, size_t cols) {
-    const code_format *format = &code_formats[below(sizeof code_formats / sizeof *code_formats)];
+    const code_format *format = random_format();
     const code_class class = (code_class)below(NUM_CODE_CLASSES);
-    const size_t a_byte = 8 / format->bits, stride = (cols + a_byte - 1) / a_byte;
-    uint8_t *data = add_tensor(c, i, format->id, rows, cols, rows * stride);
+    const size_t stride = (cols * format->bits + 7) / 8;
+    uint8_t *data = add_tensor(c, i, format->id, LIL_ROWS, rows, cols, rows * stride);
     memset(data, 0, rows * stride);
     for (size_t r = 0; r < rows; r++) {
         for (size_t k = 0; k < cols; k++) {
-            put_code(data, r * stride + k / a_byte, format, k % a_byte, random_code(format, class));
+            const uint8_t code = random_code(format, class);
+            for (size_t b = k * format->bits, left = code; left > 0; b++, left >>= 1) {
+                data[r * stride + b / 8] |= (uint8_t)((left & 1) << b % 8);
+            }
         }
     }
 }
 
-/* In tiles; in some tensors whole tiles are 0, as block pruning leaves them. */
-static void add_codes_in_tiles(test_case *c, int i, size_t rows, size_t cols) {
-    const code_format *format = &code_formats[below(sizeof code_formats / sizeof *code_formats)];
-    const code_class class = (code_class)below(NUM_CODE_CLASSES);
-    const size_t padded = (cols + 7) / 8 * 8, tile_row_bytes = 16 * padded * format->bits / 8;
-    const size_t bytes = (rows + 15) / 16 * tile_row_bytes, zeros = one_in(3) ? between(1, 9) : 0; /* in 10 tiles */
-    uint8_t *data = add_tensor(c, i, format->id, rows, cols, bytes);
-    memset(data, 0, bytes);
-    for (size_t n0 = 0; n0 < rows; n0 += 16) {
-        uint8_t *tile = data + n0 / 16 * tile_row_bytes;
-        for (size_t k0 = 0; k0 < cols; k0 += 8, tile += 16 * format->bits) {
-            if (below(10) < zeros) {
-                continue;
-            }
-            for (size_t n = 0; n < 16 && n0 + n < rows; n++) {
-                for (size_t k = 0; k < 8 && k0 + k < cols; k++) {
-                    const size_t at = 4 * n + k % 4 + (format->bits == 8 ? 64 * (k / 4) : 0);
-                    put_code(tile, at, format, k / 4, random_code(format, class));
-                }
-            }
+/* The bytes of a block of 2 or 4 tiles, whose codes are tile[t][4 * output + input]. */
+static void store_block(unsigned bits, uint8_t tile[4][64], uint8_t *block) {
+    for (size_t i = 0; i < 64; i++) {
+        if (bits == 8) {
+            block[i] = tile[0][i];
+            block[64 + i] = tile[1][i];
+        } else if (bits == 4) {
+            block[i] = (uint8_t)(tile[0][i] | tile[1][i] << 4);
+        } else {
+            block[i] = (uint8_t)((tile[0][i] & 15) | (tile[1][i] & 15) << 4);
+            block[64 + i] = (uint8_t)((tile[2][i] & 15) | (tile[3][i] & 15) << 4);
+            block[128 + i] = (uint8_t)(tile[0][i] >> 4 | tile[1][i] >> 4 << 2 | tile[2][i] >> 4 << 4 |
+                                       tile[3][i] >> 4 << 6);
         }
     }
+}
+
+/* Blocks of outputs [n0, n0 + 16) at `block`; `zeros` of ten, and those that happen to be, are all zero. */
+static void make_blocks(const code_format *format, size_t zeros, size_t n0, size_t rows, size_t cols, uint8_t *block) {
+    const code_class class = (code_class)below(NUM_CODE_CLASSES);
+    const size_t width = lil_block_cols(format->id);
+    for (size_t k0 = 0; k0 < cols; k0 += width, block += lil_block_bytes(format->id)) {
+        uint8_t tile[4][64] = {{0}};
+        const bool is_zero = below(10) < zeros;
+        for (size_t n = 0; n < 16 && n0 + n < rows && !is_zero; n++) {
+            for (size_t k = 0; k < width && k0 + k < cols; k++) {
+                tile[k / 4][4 * n + k % 4] = random_code(format, class);
+            }
+        }
+        store_block(format->bits, tile, block);
+    }
+}
+
+/* The layout `blocks` of `block_rows` x `block_cols` blocks at `blocks`. */
+static void add_blocks(test_case *c, int i, uint16_t format, size_t rows, size_t cols, const uint8_t *blocks) {
+    static const uint8_t zero[192] = {0};
+    const size_t bytes = lil_block_bytes(format), block_rows = (rows + 15) / 16;
+    const size_t block_cols = (cols + lil_block_cols(format) - 1) / lil_block_cols(format);
+    uint32_t count = 0;
+    for (size_t b = 0; b < block_rows * block_cols; b++) {
+        count += memcmp(blocks + b * bytes, zero, bytes) != 0;
+    }
+    const size_t columns = 4 * (block_rows + 1), codes = round_up_64(columns + 2 * count);
+    uint8_t *data = add_tensor(c, i, format, LIL_BLOCKS, rows, cols, codes + count * bytes);
+    memset(data, 0, codes);
+    count = 0;
+    for (size_t r = 0; r < block_rows; r++) {
+        for (uint16_t column = 0; column < block_cols; column++, blocks += bytes) {
+            if (memcmp(blocks, zero, bytes) != 0) {
+                memcpy(data + columns + 2 * count, &column, sizeof column);
+                memcpy(data + codes + count * bytes, blocks, bytes);
+                count++;
+            }
+        }
+        memcpy(data + 4 * (r + 1), &count, sizeof count);
+    }
+}
+
+/* In tiles or in blocks. */
+static void add_codes_in_tiles(test_case *c, int i, size_t rows, size_t cols) {
+    const code_format *format = random_format();
+    const size_t width = lil_block_cols(format->id), block_row_bytes = (cols + width - 1) / width * lil_block_bytes(format->id);
+    const size_t bytes = (rows + 15) / 16 * block_row_bytes, zeros = one_in(2) ? 0 : between(1, 10);
+    uint8_t *blocks = checked(malloc(bytes));
+    for (size_t n0 = 0; n0 < rows; n0 += 16) {
+        make_blocks(format, one_in(8) ? 10 : zeros, n0, rows, cols, blocks + n0 / 16 * block_row_bytes);
+    }
+    if (one_in(2)) {
+        add_blocks(c, i, format->id, rows, cols, blocks);
+    } else {
+        memcpy(add_tensor(c, i, format->id, LIL_TILES, rows, cols, bytes), blocks, bytes);
+    }
+    free(blocks);
 }
 
 /* All of `count` rows or heads, or some. */
@@ -209,7 +264,7 @@ static void make_normalize(test_case *c) {
     }
     c->call.in[0] = (lil_input){x, rows, cols};
     for (int i = 0; i < 2; i++) {
-        fill_f32(add_tensor(c, i, LIL_FORMAT_F32, 1, cols, 4 * cols), cols);
+        fill_f32(add_tensor(c, i, LIL_FORMAT_F32, LIL_ROWS, 1, cols, 4 * cols), cols);
     }
     add_output(c, 0, rows, cols, true);
     set_part(c, rows);
@@ -288,8 +343,9 @@ static void make_layer_norm(test_case *c) {
 
 static void make_attention(test_case *c) {
     static const float some_scales[] = {0.25f, 0.125f, 1.0f, -3.0f, 0.0f, 3e38f, 1e-40f};
-    const size_t tokens = one_in(256) ? between(100, 260) : random_size(one_in(4) ? 100 : 50);
-    const size_t head_dim = random_size(one_in(3) ? 80 : 40), num_heads = tokens > 100 ? 1 : between(1, 4);
+    const size_t tokens = one_in(256) ? between(100, 260) : random_size(one_in(12) ? 100 : 33);
+    const size_t head_dim = random_size(one_in(3) ? 80 : 40);
+    const size_t num_heads = tokens > 100 ? 1 : between(1, one_in(4) ? 4 : 2);
     const size_t width = num_heads * head_dim, asking = one_in(4) ? below(tokens) : 0; /* 0: all of them ask */
     lil_attention_scratch at;
     (void)lil_attention_layout(tokens, head_dim, &at);
@@ -381,8 +437,8 @@ static void print_case(void) {
                 now.c->shift[i] % 64);
     }
     for (int i = 0; i < LIL_NUM_TENSORS && call->tensor[i].data != NULL; i++) {
-        fprintf(stderr, "  tensor %d: %zu x %zu, format %d\n", i, call->tensor[i].rows, call->tensor[i].cols,
-                call->tensor[i].format);
+        fprintf(stderr, "  tensor %d: %zu x %zu, format %d, layout %d\n", i, call->tensor[i].rows,
+                call->tensor[i].cols, call->tensor[i].format, call->tensor[i].layout);
     }
     fprintf(stderr, "  attributes: %u %u %u %u %u; part [%zu, %zu)\n", call->a[0], call->a[1], call->a[2], call->a[3],
             call->a[4], now.c->part.begin, now.c->part.end);

@@ -159,6 +159,7 @@ static const code_format code_formats[] = {
     {LIL_INT8, 8, 128, 129, 127},
     {LIL_INT4, 4, 8, 9, 7},
     {LIL_POT4, 4, 8, 15, 7},
+    {LIL_INT6, 6, 32, 33, 31},
 };
 
 /* How the codes of one tensor are chosen. */

@@ -46,6 +46,7 @@ typedef enum lil_status {
     LIL_BAD_TENSOR,        /* [tensor] format, layout, rows, cols, size, offset, or a reserved field */
     LIL_BAD_CONSTANT,      /* [tensor] a value is not finite, or a scale is negative */
     LIL_BAD_CODE,          /* [tensor] a code that no level has, or padding that is not code 0 */
+    LIL_BAD_INDEX,         /* [tensor] its index of stored blocks is not in order, or one of them is all zero */
     LIL_BAD_OP_KIND,       /* [op] unknown */
     LIL_BAD_OP_SLOT,       /* [op] an index out of range, or an unused slot that is not 0 */
     LIL_BAD_OP_TYPE,       /* [op] dtype of a buffer, or format or layout of a tensor, is not the kind's */

@@ -11,7 +11,7 @@ typedef enum lil_slot {
     LIL_BF16_SLOT,
     LIL_SCALE_SLOT, /* bf16, every value >= 0 */
     LIL_CODE_ROWS_SLOT,
-    LIL_CODE_TILES_SLOT
+    LIL_CODE_TILES_SLOT /* in tiles or blocks */
 } lil_slot;
 
 /* The records that an op names, in slot order; unused slots are zero. */
@@ -40,6 +40,18 @@ static inline lil_status lil_refuse(lil_model *model, lil_status status, uint32_
     model->where = where;
     return status;
 }
+
+static inline bool lil_all_zero(const uint8_t *bytes, uint64_t count) {
+    uint8_t any = 0;
+    for (uint64_t i = 0; i < count; i++) {
+        any |= bytes[i];
+    }
+    return any == 0;
+}
+
+/* Tensors and their constants: in order, each at the first multiple of 64 after the one before, the last one to the
+ * end of the `constants_bytes`. Header and sections have been verified. */
+lil_status lil_check_tensors(lil_model *model, uint64_t constants_bytes);
 
 /* Each op on its own: kind, slots, types, shapes, attributes. Header, buffers and tensors have been verified. */
 lil_status lil_check_ops(lil_model *model);

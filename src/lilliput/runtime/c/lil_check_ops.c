@@ -144,7 +144,7 @@ static bool tensor_suits(const lil_tensor *tensor, uint8_t slot) {
     case LIL_BF16_SLOT:
     case LIL_SCALE_SLOT: return tensor->format == LIL_BF16;
     case LIL_CODE_ROWS_SLOT: return tensor->format >= LIL_INT8 && tensor->layout == LIL_ROWS;
-    default: return tensor->format >= LIL_INT8 && tensor->layout == LIL_TILES;
+    default: return tensor->format >= LIL_INT8 && (tensor->layout == LIL_TILES || tensor->layout == LIL_BLOCKS);
     }
 }
 

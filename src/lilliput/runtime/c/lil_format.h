@@ -16,7 +16,7 @@
 #define LIL_FILE_ALIGNMENT 64u
 #define LIL_MAX_DIMENSION (1u << 24) /* rows, cols */
 #define LIL_MAX_DEPTH 65536u         /* K of an integer product: 65536 * 127 * 127 < 2^31 */
-#define LIL_MAX_BYTES 0x7FFFFFFFu    /* a buffer's, a tensor's, the arena's */
+#define LIL_MAX_BYTES 0x7FFFFFFFu    /* a buffer's, a tensor's, the arena's; codes of all tensors in `blocks` */
 #define LIL_MAX_RECORDS 65535u
 #define LIL_NUM_SECTIONS 6u
 #define LIL_NUM_INPUTS 3
@@ -27,8 +27,8 @@
 static const uint8_t lil_magic[8] = {0x89, 0x4C, 0x49, 0x4C, 0x0D, 0x0A, 0x1A, 0x0A};
 
 enum { LIL_U8 = 1, LIL_I8 = 2, LIL_F32 = 3 };                                /* buffer dtypes */
-enum { LIL_FORMAT_F32 = 1, LIL_BF16 = 2, LIL_INT8 = 3, LIL_INT4 = 4, LIL_POT4 = 5 }; /* tensor formats */
-enum { LIL_ROWS = 0, LIL_TILES = 1 };                                        /* tensor layouts */
+enum { LIL_FORMAT_F32 = 1, LIL_BF16, LIL_INT8, LIL_INT4, LIL_POT4, LIL_INT6, LIL_NUM_FORMATS }; /* tensor formats */
+enum { LIL_ROWS = 0, LIL_TILES = 1, LIL_BLOCKS = 2, LIL_NUM_LAYOUTS };                        /* tensor layouts */
 
 enum {
     LIL_SECTION_BUFFERS = 1,
@@ -123,6 +123,18 @@ static inline lil_op lil_op_at(const uint8_t *records, uint32_t i) {
     return record;
 }
 
+static inline uint16_t lil_u16_at(const uint8_t *bytes, size_t i) {
+    uint16_t value;
+    memcpy(&value, bytes + 2 * i, sizeof value);
+    return value;
+}
+
+static inline uint32_t lil_u32_at(const uint8_t *bytes, size_t i) {
+    uint32_t value;
+    memcpy(&value, bytes + 4 * i, sizeof value);
+    return value;
+}
+
 static inline float lil_float_from_bits(uint32_t bits) {
     float value;
     memcpy(&value, &bits, sizeof value);
@@ -137,9 +149,32 @@ static inline float lil_f32_at(const uint8_t *bytes, size_t i) {
 }
 
 static inline float lil_bf16_at(const uint8_t *bytes, size_t i) {
-    uint16_t upper;
-    memcpy(&upper, bytes + 2 * i, sizeof upper);
-    return lil_float_from_bits((uint32_t)upper << 16);
+    return lil_float_from_bits((uint32_t)lil_u16_at(bytes, i) << 16);
+}
+
+/* Bits of a code format (LIL_INT8 and above). */
+static inline uint32_t lil_code_bits(uint16_t format) {
+    return format == LIL_INT8 ? 8 : format == LIL_INT6 ? 6 : 4;
+}
+
+/* Inputs of a block of `tiles` and `blocks`, and its bytes; a block has 16 outputs. */
+static inline uint32_t lil_block_cols(uint16_t format) {
+    return lil_code_bits(format) == 6 ? 16 : 8;
+}
+
+static inline uint32_t lil_block_bytes(uint16_t format) {
+    return 2 * lil_block_cols(format) * lil_code_bits(format);
+}
+
+/* Code `i` of a row in the `rows` layout. */
+static inline uint8_t lil_row_code(const uint8_t *row, uint16_t format, size_t i) {
+    const uint32_t bits = lil_code_bits(format);
+    const size_t first = bits * i, shift = first % 8;
+    uint32_t around = row[first / 8];
+    if (shift + bits > 8) {
+        around |= (uint32_t)row[first / 8 + 1] << 8;
+    }
+    return (uint8_t)(around >> shift & ((1u << bits) - 1));
 }
 
 #endif

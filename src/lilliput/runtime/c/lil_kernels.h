@@ -41,6 +41,8 @@ typedef struct lil_constant { /* a tensor: bytes in the file, at any alignment *
     size_t rows;
     size_t cols;
     uint16_t format;
+    uint16_t layout;
+    size_t available; /* bytes from `data` to the end of the file */
 } lil_constant;
 
 typedef struct lil_call {
@@ -73,7 +75,7 @@ void lil_op_unfold(const lil_call *call, const lil_part *part);
 /* f32 [R, K] -> i8 [R, P8(K)] levels -127..127, padding 0, and f32 [R, 1] scales >= 0. */
 void lil_op_quantize(const lil_call *call, const lil_part *part);
 
-/* i8 [R, P8(K)], f32 [R, 1], codes [N, K] in tiles, scale bf16 [1, N], bias bf16 [1, N] -> f32 [R, N]. K <= 65536, so
+/* i8 [R, P8(K)], f32 [R, 1], codes [N, K] in tiles or blocks, scale bf16 [1, N], bias bf16 [1, N] -> f32 [R, N]. K <= 65536, so
  * |sum| <= 65536 * 127 * 127 < 2^31. a of linear: activation, 0 none, 1 relu, 2 gelu; linear_add: in[2] is the residual
  * f32 [R, N]. */
 void lil_op_linear(const lil_call *call, const lil_part *part);
@@ -99,10 +101,45 @@ void lil_op_select_row(const lil_call *call, const lil_part *part);
 /* f32 [T, D] -> f32 [1, D]. */
 void lil_op_mean_rows(const lil_call *call, const lil_part *part);
 
+/* The parts of codes in the layout `blocks`, stored one block row (16 outputs) after another. */
+typedef struct lil_blocks {
+    const uint8_t *starts;  /* u32 [P16(rows) / 16 + 1]; see lil_block_range */
+    const uint8_t *columns; /* u16 of each stored block: its inputs begin at column * lil_block_cols */
+    const uint8_t *codes;   /* lil_block_bytes of each stored block, as in `tiles` */
+    uint32_t count;         /* of stored blocks: all of them lie in the file */
+} lil_blocks;
+
+/* lil_open has verified the index. But a mapped file that somebody changes must not lead outside it, so what is read
+ * here is bounded again, and a kernel skips a block whose column is not one of its inputs. */
+static inline lil_blocks lil_blocks_of(const lil_constant *codes) {
+    const size_t block_rows = (codes->rows + 15) / 16, starts_bytes = 4 * (block_rows + 1);
+    uint64_t count = lil_u32_at(codes->data, block_rows); /* its place is verified: it depends on the shape alone */
+    uint64_t index_bytes = (starts_bytes + 2 * count + 63) / 64 * 64;
+    if (index_bytes + count * lil_block_bytes(codes->format) > codes->available) {
+        count = index_bytes = 0;
+    }
+    return (lil_blocks){codes->data, codes->data + starts_bytes, codes->data + (size_t)index_bytes, (uint32_t)count};
+}
+
+/* The stored blocks of block row `row`: numbers [*begin, *end), begin <= end <= count. */
+static inline void lil_block_range(const lil_blocks *blocks, size_t row, size_t *begin, size_t *end) {
+    const uint32_t first = lil_u32_at(blocks->starts, row), last = lil_u32_at(blocks->starts, row + 1);
+    *end = last < blocks->count ? last : blocks->count;
+    *begin = first < *end ? first : *end;
+}
+
 /* Level of each 4-bit code, by format; code 8 is in no file. An 8-bit code is its level in two's complement. */
 static const int8_t lil_levels_4bit[2][16] = {
     {0, 1, 2, 3, 4, 5, 6, 7, 0, -7, -6, -5, -4, -3, -2, -1},          /* LIL_INT4 */
     {0, 1, 2, 4, 8, 16, 32, 64, 0, -1, -2, -4, -8, -16, -32, -64},    /* LIL_POT4 */
+};
+
+/* The same of each 6-bit code; code 32 is in no file. */
+static const int8_t lil_levels_6bit[1][64] = {
+    {0,   1,   2,   3,   4,   5,   6,   7,   8,   9,   10,  11,  12,  13,  14,  15,
+     16,  17,  18,  19,  20,  21,  22,  23,  24,  25,  26,  27,  28,  29,  30,  31,
+     0,   -31, -30, -29, -28, -27, -26, -25, -24, -23, -22, -21, -20, -19, -18, -17,
+     -16, -15, -14, -13, -12, -11, -10, -9,  -8,  -7,  -6,  -5,  -4,  -3,  -2,  -1}, /* LIL_INT6 */
 };
 
 static inline int8_t lil_level_8bit(uint8_t code) {

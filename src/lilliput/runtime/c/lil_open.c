@@ -1,6 +1,6 @@
-/* lil_open: verifies the whole file. Here: header, sections, buffers, tensors, constants, golden examples; the ops
- * are in lil_check_ops.c and lil_check_flow.c. Nothing is read before its place has been checked, and every size is
- * computed by lil_checked.h. */
+/* lil_open: verifies the whole file. Here: header, sections, buffers, golden examples; the tensors are in
+ * lil_check_tensors.c, the ops in lil_check_ops.c and lil_check_flow.c. Nothing is read before its place has been
+ * checked, and every size is computed by lil_checked.h. */
 #include "lil_check.h"
 #include "lil_checked.h"
 #include "lil_crc32.h"
@@ -9,14 +9,6 @@
 typedef lil_section section_table[LIL_NUM_SECTIONS];
 
 enum { FIRST_SECTION = sizeof(lil_header) + sizeof(section_table) };
-
-static bool all_zero(const uint8_t *bytes, uint64_t count) {
-    uint8_t any = 0;
-    for (uint64_t i = 0; i < count; i++) {
-        any |= bytes[i];
-    }
-    return any == 0;
-}
 
 static lil_status check_header(lil_model *model, lil_header *header) {
     const size_t size = model->file_bytes;
@@ -51,7 +43,7 @@ static lil_status check_sections(lil_model *model, section_table sections) {
             !lil_inside(start, section->bytes, model->file_bytes)) {
             return lil_refuse(model, LIL_BAD_SECTION, kind);
         }
-        if (!all_zero(model->file + end, start - end)) {
+        if (!lil_all_zero(model->file + end, start - end)) {
             return lil_refuse(model, LIL_BAD_GAP, kind);
         }
         end = start + section->bytes; /* inside the file: no overflow */
@@ -133,107 +125,6 @@ static lil_status check_buffers(lil_model *model, const lil_header *header) {
     return LIL_OK;
 }
 
-/* Bytes of a tensor; false where format, layout, shape or size are not allowed. */
-static bool tensor_bytes(const lil_tensor *tensor, uint64_t *bytes) {
-    if (tensor->format < LIL_FORMAT_F32 || tensor->format > LIL_POT4 || tensor->layout > LIL_TILES ||
-        !dimensions_fit(tensor->rows, tensor->cols)) {
-        return false;
-    }
-    uint64_t rows = tensor->rows, cols = tensor->cols; /* at most 2^24: their sums and byte counts below fit 64 bits */
-    if (tensor->format <= LIL_BF16) {
-        if (tensor->layout != LIL_ROWS || !lil_mul(cols, tensor->format == LIL_FORMAT_F32 ? 4 : 2, &cols)) {
-            return false;
-        }
-    } else if (tensor->layout == LIL_TILES) {
-        if (!lil_align(rows, 16, &rows) || !lil_align(cols, 8, &cols)) {
-            return false;
-        }
-    }
-    if (tensor->format >= LIL_INT4) {
-        if (!lil_add(cols, 1, &cols)) {
-            return false;
-        }
-        cols /= 2;
-    }
-    return lil_mul(rows, cols, bytes) && *bytes <= LIL_MAX_BYTES;
-}
-
-/* Whether every value of an f32 or bf16 tensor is finite: no exponent is all ones. */
-static bool all_finite(const uint8_t *bytes, const lil_tensor *tensor) {
-    const size_t count = (size_t)tensor->rows * tensor->cols, width = tensor->format == LIL_FORMAT_F32 ? 4 : 2;
-    bool finite = true;
-    for (size_t i = 0; i < count; i++) {
-        const uint8_t *top = bytes + width * i + width - 2; /* the upper 16 bits hold sign and exponent */
-        finite &= ((top[1] & 0x7F) != 0x7F) | ((top[0] & 0x80) == 0);
-    }
-    return finite;
-}
-
-/* Code at (row, col) of a `tiles` tensor, padding included. */
-static uint8_t tiled_code(const uint8_t *bytes, const lil_tensor *tensor, size_t row, size_t col) {
-    const size_t tile = row / 16 * ((tensor->cols + 7u) / 8 * 2) + col / 4, within = 4 * (row % 16) + col % 4;
-    if (tensor->format == LIL_INT8) {
-        return bytes[64 * tile + within];
-    }
-    const uint8_t pair = bytes[64 * (tile / 2) + within];
-    return tile % 2 == 0 ? pair & 15 : pair >> 4;
-}
-
-/* Whether all the codes that pad rows and columns are 0. */
-static bool padding_is_zero(const uint8_t *bytes, const lil_tensor *tensor) {
-    const size_t rows = tensor->rows, cols = tensor->cols;
-    uint8_t any = 0;
-    if (tensor->layout == LIL_ROWS) {
-        for (size_t r = 0; tensor->format != LIL_INT8 && cols % 2 != 0 && r < rows; r++) {
-            any |= bytes[(r + 1) * ((cols + 1) / 2) - 1] >> 4;
-        }
-        return any == 0;
-    }
-    const size_t padded_rows = (rows + 15) / 16 * 16, padded_cols = (cols + 7) / 8 * 8;
-    for (size_t r = 0; r < padded_rows; r++) {
-        for (size_t c = r < rows ? cols : 0; c < padded_cols; c++) {
-            any |= tiled_code(bytes, tensor, r, c);
-        }
-    }
-    return any == 0;
-}
-
-/* Whether every code has a level: the lowest in two's complement, and `pot4`'s 8, have none. */
-static bool codes_have_levels(const uint8_t *bytes, uint64_t count, uint16_t format) {
-    bool good = true;
-    for (uint64_t i = 0; i < count; i++) {
-        good &= format == LIL_INT8 ? bytes[i] != 0x80 : ((bytes[i] & 0x0F) != 0x08) & ((bytes[i] & 0xF0) != 0x80);
-    }
-    return good;
-}
-
-/* Tensors and their constants: in order, each at the first multiple of 64 after the one before, the last one to the
- * end. */
-static lil_status check_tensors(lil_model *model, const lil_section *constants) {
-    uint64_t end = 0;
-    for (uint32_t i = 0; i < model->num_tensors; i++) {
-        const lil_tensor tensor = lil_tensor_at(model->tensors, i);
-        uint64_t bytes, start;
-        if (!tensor_bytes(&tensor, &bytes) || tensor.reserved != 0 || !lil_align(end, LIL_FILE_ALIGNMENT, &start) ||
-            tensor.offset != start || !lil_inside(start, bytes, constants->bytes)) {
-            return lil_refuse(model, LIL_BAD_TENSOR, i);
-        }
-        const uint8_t *values = model->constants + start;
-        if (!all_zero(model->constants + end, start - end)) {
-            return lil_refuse(model, LIL_BAD_GAP, LIL_SECTION_CONSTANTS);
-        }
-        if (tensor.format <= LIL_BF16) {
-            if (!all_finite(values, &tensor)) {
-                return lil_refuse(model, LIL_BAD_CONSTANT, i);
-            }
-        } else if (!codes_have_levels(values, bytes, tensor.format) || !padding_is_zero(values, &tensor)) {
-            return lil_refuse(model, LIL_BAD_CODE, i);
-        }
-        end = start + bytes; /* inside the section: no overflow */
-    }
-    return end == constants->bytes ? LIL_OK : lil_refuse(model, LIL_BAD_SECTION, LIL_SECTION_CONSTANTS);
-}
-
 static lil_status check_golden(lil_model *model, const lil_section *golden) {
     uint64_t inputs, outputs, start, end;
     if (!lil_mul(golden->count, lil_input_bytes(model), &inputs) ||
@@ -243,7 +134,7 @@ static lil_status check_golden(lil_model *model, const lil_section *golden) {
     }
     model->golden_inputs = model->file + golden->offset;
     model->golden_outputs = model->golden_inputs + start;
-    if (!all_zero(model->golden_inputs + inputs, start - inputs)) {
+    if (!lil_all_zero(model->golden_inputs + inputs, start - inputs)) {
         return lil_refuse(model, LIL_BAD_GAP, LIL_SECTION_GOLDEN);
     }
     return LIL_OK;
@@ -270,7 +161,7 @@ lil_status lil_open(lil_model *model, const void *file, size_t file_bytes) {
         status = check_buffers(model, &header);
     }
     if (status == LIL_OK) {
-        status = check_tensors(model, &sections[LIL_SECTION_CONSTANTS - 1]);
+        status = lil_check_tensors(model, sections[LIL_SECTION_CONSTANTS - 1].bytes);
     }
     if (status == LIL_OK) {
         status = check_golden(model, &sections[LIL_SECTION_GOLDEN - 1]);

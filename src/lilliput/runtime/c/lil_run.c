@@ -136,7 +136,9 @@ static void resolve(const lil_model *model, const memory *m, const lil_op *op, l
     }
     for (int i = 0; i < LIL_NUM_TENSORS && model->num_tensors > 0; i++) {
         const lil_tensor tensor = lil_tensor_at(model->tensors, op->tensor[i]);
-        call->tensor[i] = (lil_constant){model->constants + tensor.offset, tensor.rows, tensor.cols, tensor.format};
+        const uint8_t *data = model->constants + tensor.offset;
+        call->tensor[i] = (lil_constant){data, tensor.rows, tensor.cols, tensor.format, tensor.layout,
+                                         (size_t)(model->file + model->file_bytes - data)};
     }
     memcpy(call->a, op->a, sizeof call->a);
 }

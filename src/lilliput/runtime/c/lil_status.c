@@ -19,6 +19,7 @@ static const char *const messages[LIL_STATUS_COUNT] = {
     [LIL_BAD_TENSOR] = "a tensor's format, layout, shape, size or place is not allowed",
     [LIL_BAD_CONSTANT] = "a tensor holds a value that is not finite, or a scale below 0",
     [LIL_BAD_CODE] = "a tensor holds a code that has no level, or padding that is not code 0",
+    [LIL_BAD_INDEX] = "a tensor's index of stored blocks is not in order, or one of them is all zero",
     [LIL_BAD_OP_KIND] = "an op of unknown kind",
     [LIL_BAD_OP_SLOT] = "an op names a record that is not there, or fills a slot that its kind does not have",
     [LIL_BAD_OP_TYPE] = "an op's buffer or tensor has not the type that its kind takes",
@@ -41,9 +42,10 @@ static const char *const messages[LIL_STATUS_COUNT] = {
 static const char *const records[] = {
     [LIL_BAD_SECTION] = "section",    [LIL_BAD_GAP] = "section",      [LIL_BAD_BUFFER] = "buffer",
     [LIL_BAD_TENSOR] = "tensor",      [LIL_BAD_CONSTANT] = "tensor",  [LIL_BAD_CODE] = "tensor",
-    [LIL_BAD_OP_KIND] = "op",         [LIL_BAD_OP_SLOT] = "op",       [LIL_BAD_OP_TYPE] = "op",
-    [LIL_BAD_OP_SHAPE] = "op",        [LIL_BAD_OP_ATTRIBUTE] = "op",  [LIL_BAD_OP_ORDER] = "op",
-    [LIL_BAD_OP_SCRATCH] = "op",      [LIL_BAD_OP_OVERLAP] = "op",    [LIL_UNWRITTEN] = "buffer",
+    [LIL_BAD_INDEX] = "tensor",       [LIL_BAD_OP_KIND] = "op",       [LIL_BAD_OP_SLOT] = "op",
+    [LIL_BAD_OP_TYPE] = "op",         [LIL_BAD_OP_SHAPE] = "op",      [LIL_BAD_OP_ATTRIBUTE] = "op",
+    [LIL_BAD_OP_ORDER] = "op",        [LIL_BAD_OP_SCRATCH] = "op",    [LIL_BAD_OP_OVERLAP] = "op",
+    [LIL_UNWRITTEN] = "buffer",
 };
 
 const char *lil_status_message(lil_status status) {

@@ -2,16 +2,17 @@
 #include "lil_kernels.h"
 
 static size_t row_bytes(const lil_constant *codes) {
-    return codes->format == LIL_INT8 ? codes->cols : (codes->cols + 1) / 2;
+    return (codes->cols * lil_code_bits(codes->format) + 7) / 8;
 }
 
 /* Level of column `c` in the row of codes that starts at `row`. */
 static float level_at(const uint8_t *row, uint16_t format, size_t c) {
-    if (format == LIL_INT8) {
-        return (float)lil_level_8bit(row[c]);
+    const uint8_t code = lil_row_code(row, format, c);
+    switch (lil_code_bits(format)) {
+    case 8: return (float)lil_level_8bit(code);
+    case 6: return (float)lil_levels_6bit[format - LIL_INT6][code];
+    default: return (float)lil_levels_4bit[format - LIL_INT4][code];
     }
-    const uint8_t code = c % 2 == 0 ? row[c / 2] & 15 : row[c / 2] >> 4;
-    return (float)lil_levels_4bit[format - LIL_INT4][code];
 }
 
 void lil_op_prepend_token(const lil_call *call, const lil_part *part) {

@@ -2,40 +2,49 @@
 #include "lil_kernels.h"
 #include "lil_math.h"
 
-enum { TILE_N = 16, BLOCK_K = 8, BLOCK_R = 8 }; /* one 16 x 8 block of weights is two tiles of the file */
+enum { TILE_N = 16, BLOCK_K = 8, BLOCK_R = 8 }; /* weights are decoded 16 x 8 at a time: two tiles of the file */
 
 /* What happens to a product's sum: activation(...) or ... + residual. */
 typedef enum finish { FINISH_NONE, FINISH_RELU, FINISH_GELU, FINISH_ADD } finish;
 
-/* The levels of the block at `codes` (128 bytes of 8-bit codes or 64 of 4-bit), inputs first: w[k][n]. */
-static void decode_block(const uint8_t *restrict codes, uint16_t format, int16_t w[BLOCK_K][TILE_N]) {
+/* The levels of tiles 2 * pair and 2 * pair + 1 of the block at `codes`, inputs first: w[k][n]. */
+static void decode_tiles(const uint8_t *restrict codes, size_t pair, uint16_t format, int16_t w[BLOCK_K][TILE_N]) {
     if (format == LIL_INT8) {
         for (size_t k = 0; k < BLOCK_K; k++) {
             for (size_t n = 0; n < TILE_N; n++) {
                 w[k][n] = lil_level_8bit(codes[64 * (k / 4) + 4 * n + k % 4]);
             }
         }
-        return;
-    }
-    const int8_t *restrict levels = lil_levels_4bit[format - LIL_INT4];
-    for (size_t k = 0; k < 4; k++) {
-        for (size_t n = 0; n < TILE_N; n++) {
-            const uint8_t pair = codes[4 * n + k];
-            w[k][n] = levels[pair & 15];
-            w[k + 4][n] = levels[pair >> 4];
+    } else if (format >= LIL_INT6) {
+        const int8_t *restrict levels = lil_levels_6bit[format - LIL_INT6];
+        const uint8_t *restrict lower = codes + 64 * pair, *restrict upper = codes + 128;
+        for (size_t k = 0; k < 4; k++) {
+            for (size_t n = 0; n < TILE_N; n++) {
+                const uint8_t low = lower[4 * n + k], high = upper[4 * n + k] >> 4 * pair;
+                w[k][n] = levels[(low & 15) | (high & 3) << 4];
+                w[k + 4][n] = levels[low >> 4 | (high & 12) << 2];
+            }
+        }
+    } else {
+        const int8_t *restrict levels = lil_levels_4bit[format - LIL_INT4];
+        for (size_t k = 0; k < 4; k++) {
+            for (size_t n = 0; n < TILE_N; n++) {
+                const uint8_t both = codes[4 * n + k];
+                w[k][n] = levels[both & 15];
+                w[k + 4][n] = levels[both >> 4];
+            }
         }
     }
 }
 
-/* acc[r][n] = sum over k of x[r][k] * w[n][k] for `rows` (1..BLOCK_R) rows of activations, `padded_k` apart, and the 16
- * outputs whose tiles start at `codes`. */
-static void product_block(const int8_t *restrict x, size_t rows, size_t padded_k, const uint8_t *restrict codes,
-                          uint16_t format, int32_t acc[BLOCK_R][TILE_N]) {
-    const size_t block_bytes = format == LIL_INT8 ? 128 : 64;
-    memset(acc, 0, BLOCK_R * sizeof acc[0]);
-    for (size_t k = 0; k < padded_k; k += BLOCK_K, codes += block_bytes) {
+/* Add to acc[r][n] the products of the block at `codes`, whose inputs begin at `k`, with `rows` (1..BLOCK_R) rows of
+ * activations, `padded_k` apart. A 6-bit block may reach past the activations: those inputs are padding. */
+static void add_block(const int8_t *restrict x, size_t rows, size_t padded_k, size_t k, const uint8_t *restrict codes,
+                      uint16_t format, int32_t acc[BLOCK_R][TILE_N]) {
+    const size_t num_pairs = lil_block_cols(format) / BLOCK_K;
+    for (size_t pair = 0; pair < num_pairs && k < padded_k; pair++, k += BLOCK_K) {
         int16_t w[BLOCK_K][TILE_N];
-        decode_block(codes, format, w);
+        decode_tiles(codes, pair, format, w);
         for (size_t r = 0; r < rows; r++) {
             int32_t sum[TILE_N]; /* a local, so that it stays in registers */
             memcpy(sum, acc[r], sizeof sum);
@@ -46,6 +55,26 @@ static void product_block(const int8_t *restrict x, size_t rows, size_t padded_k
                 }
             }
             memcpy(acc[r], sum, sizeof sum);
+        }
+    }
+}
+
+/* acc[r][n] = sum over k of x[r][k] * w[n][k] for the 16 outputs of block row `block_row`. */
+static void product_block(const int8_t *restrict x, size_t rows, size_t padded_k, const lil_constant *codes,
+                          size_t block_row, int32_t acc[BLOCK_R][TILE_N]) {
+    const size_t width = lil_block_cols(codes->format), block_bytes = lil_block_bytes(codes->format);
+    memset(acc, 0, BLOCK_R * sizeof acc[0]);
+    if (codes->layout == LIL_TILES) {
+        const uint8_t *block = codes->data + block_row * ((padded_k + width - 1) / width) * block_bytes;
+        for (size_t k = 0; k < padded_k; k += width, block += block_bytes) {
+            add_block(x, rows, padded_k, k, block, codes->format, acc);
+        }
+    } else { /* LIL_BLOCKS: what is not stored is zero */
+        const lil_blocks stored = lil_blocks_of(codes);
+        size_t i, end;
+        for (lil_block_range(&stored, block_row, &i, &end); i < end; i++) {
+            const size_t k = lil_u16_at(stored.columns, i) * width; /* add_block does nothing where it is too large */
+            add_block(x, rows, padded_k, k, stored.codes + i * block_bytes, codes->format, acc);
         }
     }
 }
@@ -68,18 +97,15 @@ static void finish_row(const lil_call *call, finish how, const int32_t acc[TILE_
 
 static void linear(const lil_call *call, const lil_part *part, finish how, const float *residual) {
     const size_t padded_k = call->in[0].cols, outputs = call->tensor[0].rows;
-    const uint16_t format = call->tensor[0].format;
     const int8_t *x = call->in[0].data;
     const float *row_scales = call->in[1].data;
     float *y = call->out[0].data;
-    const size_t tile_row_bytes = TILE_N * padded_k / (format == LIL_INT8 ? 1 : 2);
     for (size_t r0 = part->begin; r0 < part->end; r0 += BLOCK_R) {
         const size_t block_rows = part->end - r0 < BLOCK_R ? part->end - r0 : BLOCK_R;
-        const uint8_t *codes = call->tensor[0].data;
-        for (size_t n0 = 0; n0 < outputs; n0 += TILE_N, codes += tile_row_bytes) {
+        for (size_t n0 = 0; n0 < outputs; n0 += TILE_N) {
             const size_t count = outputs - n0 < TILE_N ? outputs - n0 : TILE_N;
             int32_t acc[BLOCK_R][TILE_N];
-            product_block(x + r0 * padded_k, block_rows, padded_k, codes, format, acc);
+            product_block(x + r0 * padded_k, block_rows, padded_k, &call->tensor[0], n0 / TILE_N, acc);
             for (size_t r = r0; r < r0 + block_rows; r++) {
                 finish_row(call, how, acc[r - r0], n0, count, row_scales[r],
                            residual == NULL ? NULL : residual + r * outputs, y + r * outputs);

@@ -1,7 +1,8 @@
 /* The matrix product of AMX: tiles of up to 16 rows x 64 bytes. Everything else is AVX-512's.
  *
- * A tile register of weights is 16 rows of 64 bytes, 4 inputs x 16 outputs each: 16 tiles of the file one after
- * another. Codes of 8 bits are loaded where they lie in the file; others are decoded once for all rows. */
+ * A tile of weights is 16 rows of 64 bytes, 4 inputs x 16 outputs each: 16 tiles of the file one after another. Codes of
+ * 8 bits are loaded where they lie in the file, others decoded, once for up to 80 rows of activations. While the tile
+ * unit makes the sums of 16 outputs, the vector units finish those of the 16 before. */
 #include "lil_isa.h"
 
 #if LIL_HAS_AMX
@@ -18,12 +19,11 @@
 #include "simd_finish.h"
 
 enum {
-    STEP = 64,       /* inputs that one tile instruction multiplies */
-    CHUNK = 1024,    /* inputs that are decoded at a time */
-    TILE_ROWS = 16,
+    STEP = 64,      /* inputs that one tile instruction multiplies */
+    TILE_ROWS = 16, /* at most */
+    MAX_TILES = 5,  /* of sums: registers 0 to 4; 5 and 6 hold activations, 7 weights */
 };
 
-/* What the tile registers hold: 0 to 3 sums, 4 and 5 activations, 6 and 7 weights. */
 typedef struct tile_config {
     uint8_t palette;
     uint8_t start_row;
@@ -32,166 +32,197 @@ typedef struct tile_config {
     uint8_t rows[16];
 } tile_config;
 
+/* Sums and activations of `rows` rows. */
 static void configure(size_t rows) {
     tile_config config = {.palette = 1};
     for (int i = 0; i < 8; i++) {
         config.row_bytes[i] = 64;
-        config.rows[i] = (uint8_t)(i < 6 ? rows : TILE_ROWS);
+        config.rows[i] = (uint8_t)(i < 7 ? rows : TILE_ROWS);
     }
     _tile_loadconfig(&config);
 }
 
-/* The weights of 16 outputs: where they are, for one chunk of inputs. */
-typedef struct weights {
-    const uint8_t *codes;      /* the file's, from the first input on */
-    const uint8_t *steps;      /* whole steps of the chunk, decoded or in the file */
-    uint8_t *decoded;          /* 16 * CHUNK bytes */
-    const uint8_t *tail;       /* the last step, where it is not whole: zeros follow */
-} weights;
-
-/* One product: rows of activations by weights of one or two times 16 outputs. */
-typedef struct product {
+/* Up to 80 rows of activations, as tiles of equal size: the last one may overlap the one before, and give the same
+ * outputs twice. */
+typedef struct row_group {
+    size_t tiles;
+    size_t tile_rows;
+    size_t row[MAX_TILES]; /* first row of each tile */
     const int8_t *x;
     size_t padded_k;
-    size_t tail_k;             /* inputs of the last step where it is not whole, else 0 */
-    uint16_t format;
-    weights w[2];
-    int8_t (*x_tail)[TILE_ROWS][STEP]; /* [2]: the last step of two times 16 rows: zeros follow */
-} product;
+    int8_t (*tail)[TILE_ROWS][STEP]; /* inputs of the last step where it is not whole, and zeros: [MAX_TILES] */
+} row_group;
 
-/* Make inputs [k0, k0 + n) of 16 outputs ready; n is CHUNK or what is left. */
-static void prepare_weights(weights *w, uint16_t format, size_t k0, size_t n) {
-    const size_t whole = n / STEP * STEP;
-    if (format == LIL_INT8) {
-        const uint8_t *codes = w->codes + TILE_ROWS * k0;
-        w->steps = codes;
-        if (whole < n) {
-            memcpy(w->decoded, codes + TILE_ROWS * whole, TILE_ROWS * (n - whole));
-            memset(w->decoded + TILE_ROWS * (n - whole), 0, TILE_ROWS * (STEP - (n - whole)));
-            w->tail = w->decoded;
+static void begin_group(row_group *g, size_t begin, size_t rows) {
+    const size_t whole = g->padded_k / STEP * STEP;
+    const __mmask64 inside = ((__mmask64)1 << (g->padded_k - whole)) - 1;
+    for (size_t t = 0; t < g->tiles; t++) {
+        const size_t first = t * g->tile_rows;
+        g->row[t] = begin + (first + g->tile_rows <= rows ? first : rows - g->tile_rows);
+        const int8_t *x = g->x + g->row[t] * g->padded_k + whole;
+        for (size_t r = 0; r < g->tile_rows && inside != 0; r++, x += g->padded_k) {
+            _mm512_store_si512(g->tail[t][r], _mm512_maskz_loadu_epi8(inside, x));
         }
+    }
+}
+
+/* The weights' tiles in the order in which they are multiplied: step by step along the inputs, 16 outputs after 16
+ * outputs. A tile is decoded AHEAD of its use, because a tile load cannot take what a store has not yet brought to the
+ * cache, and stores wait for the instructions before them. */
+enum { AHEAD = 2, RING = 4 };
+
+typedef struct weight_stream {
+    const uint8_t *codes; /* of 16 outputs after 16 outputs */
+    size_t padded_k;
+    uint16_t format;
+    size_t steps;         /* in all: for all outputs */
+    size_t next;          /* to be decoded */
+    size_t k;             /* its first input */
+    const uint8_t *tile[RING];
+    _Alignas(64) uint8_t levels[RING][TILE_ROWS * STEP];
+} weight_stream;
+
+/* Make the next tile ready; past its inputs it is 0. */
+LIL_INLINE void decode_next(weight_stream *w) {
+    if (w->next == w->steps) {
         return;
     }
-    decode_by_table(w->codes, table_4bit(format), k0, n, w->decoded);
-    memset(w->decoded + TILE_ROWS * n, 0, TILE_ROWS * ((STEP - n % STEP) % STEP));
-    w->steps = w->decoded;
-    w->tail = w->decoded + TILE_ROWS * whole;
-}
-
-/* Add one step's products to the sums. The counts are literals at each call. */
-LIL_INLINE void multiply(const int8_t *a0, const int8_t *a1, size_t stride, const uint8_t *b0, const uint8_t *b1,
-                         int num_a, int num_b) {
-    _tile_loadd(6, b0, 64);
-    _tile_loadd(4, a0, stride);
-    _tile_dpbssd(0, 4, 6);
-    if (num_b == 2) {
-        _tile_loadd(7, b1, 64);
-        _tile_dpbssd(1, 4, 7);
-    }
-    if (num_a == 2) {
-        _tile_loadd(5, a1, stride);
-        _tile_dpbssd(2, 5, 6);
-        if (num_b == 2) {
-            _tile_dpbssd(3, 5, 7);
-        }
-    }
-}
-
-/* Add the chunk of inputs [k0, k0 + n) for the tiles of rows at a0 and a1. */
-LIL_INLINE void multiply_chunk(const product *p, const size_t row[2], size_t k0, size_t n, int num_a, int num_b) {
-    const int8_t *a0 = p->x + row[0] * p->padded_k + k0, *a1 = p->x + row[1] * p->padded_k + k0;
-    const size_t whole = n / STEP * STEP;
-    __asm__ volatile("" ::: "memory"); /* the loads of tiles do not say to the compiler that they read memory */
-    for (size_t k = 0; k < whole; k += STEP) {
-        multiply(a0 + k, a1 + k, p->padded_k, p->w[0].steps + TILE_ROWS * k, p->w[1].steps + TILE_ROWS * k, num_a,
-                 num_b);
-    }
-    if (whole < n) {
-        multiply(p->x_tail[0][0], p->x_tail[1][0], STEP, p->w[0].tail, p->w[1].tail, num_a, num_b);
-    }
-}
-
-/* The last step of `rows` rows from row[i] on, where it is not whole. */
-static void prepare_rows(const product *p, const size_t row[2], size_t rows, int num_a) {
-    for (int i = 0; i < num_a && p->tail_k > 0; i++) {
-        const int8_t *x = p->x + row[i] * p->padded_k + p->padded_k - p->tail_k;
-        for (size_t r = 0; r < rows; r++, x += p->padded_k) {
-            memcpy(p->x_tail[i][r], x, p->tail_k); /* what follows is 0 from the start */
-        }
-    }
-}
-
-LIL_INLINE void multiply_any(const product *p, const size_t row[2], size_t k0, size_t n, int num_a, int num_b) {
-    if (num_a == 2) {
-        if (num_b == 2) {
-            multiply_chunk(p, row, k0, n, 2, 2);
-        } else {
-            multiply_chunk(p, row, k0, n, 2, 1);
-        }
-    } else if (num_b == 2) {
-        multiply_chunk(p, row, k0, n, 1, 2);
+    const size_t i = w->next++ % RING, n = w->padded_k - w->k < STEP ? w->padded_k - w->k : STEP;
+    const bool wide = w->format == LIL_INT8;
+    if (wide && n == STEP) {
+        w->tile[i] = w->codes; /* where it lies in the file */
+    } else if (wide) {
+        memcpy(w->levels[i], w->codes, TILE_ROWS * n);
+        w->tile[i] = w->levels[i];
     } else {
-        multiply_chunk(p, row, k0, n, 1, 1);
+        decode_by_table(w->codes, table_4bit(w->format), 0, n, w->levels[i]);
+        w->tile[i] = w->levels[i];
+    }
+    if (n < STEP) {
+        memset(w->levels[i] + TILE_ROWS * n, 0, TILE_ROWS * (STEP - n));
+    }
+    w->codes += TILE_ROWS * n / (wide ? 1 : 2);
+    w->k = w->k + n < w->padded_k ? w->k + n : 0;
+}
+
+static void begin_stream(weight_stream *w, const lil_constant *codes, size_t padded_k) {
+    w->codes = codes->data;
+    w->padded_k = padded_k;
+    w->format = codes->format;
+    w->steps = (codes->rows + 15) / 16 * ((padded_k + STEP - 1) / STEP);
+    w->next = w->k = 0;
+    for (int i = 0; i < AHEAD; i++) {
+        decode_next(w);
+    }
+}
+
+/* Add one step's products to the sums: tile t of activations starts at a[t]. `tiles` is a literal at each call. */
+LIL_INLINE void multiply(const int8_t *const a[MAX_TILES], size_t k, size_t stride, const uint8_t *b, size_t tiles) {
+    _tile_loadd(7, b, 64);
+    _tile_loadd(5, a[0] + k, stride);
+    _tile_dpbssd(0, 5, 7);
+    if (tiles > 1) {
+        _tile_loadd(6, a[1] + k, stride);
+        _tile_dpbssd(1, 6, 7);
+    }
+    if (tiles > 2) {
+        _tile_loadd(5, a[2] + k, stride);
+        _tile_dpbssd(2, 5, 7);
+    }
+    if (tiles > 3) {
+        _tile_loadd(6, a[3] + k, stride);
+        _tile_dpbssd(3, 6, 7);
+    }
+    if (tiles > 4) {
+        _tile_loadd(5, a[4] + k, stride);
+        _tile_dpbssd(4, 5, 7);
+    }
+}
+
+typedef int32_t sums[MAX_TILES][TILE_ROWS * 16];
+
+/* The sums of all the group's rows for the stream's next 16 outputs, its tiles from number `step` on. */
+LIL_INLINE void multiply_all(const row_group *g, weight_stream *w, size_t step, size_t tiles, sums out) {
+    const int8_t *rows[MAX_TILES], *tails[MAX_TILES];
+    const size_t whole = g->padded_k / STEP * STEP;
+    for (size_t t = 0; t < tiles; t++) {
+        rows[t] = g->x + g->row[t] * g->padded_k;
+        tails[t] = g->tail[t][0];
+    }
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_zero(4);
+    for (size_t k = 0; k < whole; k += STEP, step++) {
+        decode_next(w);
+        __asm__ volatile("" ::: "memory"); /* tile loads do not say to the compiler that they read memory */
+        multiply(rows, k, g->padded_k, w->tile[step % RING], tiles);
+    }
+    if (whole < g->padded_k) {
+        decode_next(w);
+        __asm__ volatile("" ::: "memory");
+        multiply(tails, 0, STEP, w->tile[step % RING], tiles);
+    }
+    _tile_stored(0, out[0], 64);
+    _tile_stored(1, out[1], 64);
+    _tile_stored(2, out[2], 64);
+    _tile_stored(3, out[3], 64);
+    _tile_stored(4, out[4], 64);
+}
+
+static void multiply_any(const row_group *g, weight_stream *w, size_t step, sums out) {
+    switch (g->tiles) {
+    case 1: multiply_all(g, w, step, 1, out); break;
+    case 2: multiply_all(g, w, step, 2, out); break;
+    case 3: multiply_all(g, w, step, 3, out); break;
+    case 4: multiply_all(g, w, step, 4, out); break;
+    case 5: multiply_all(g, w, step, 5, out); break;
+    }
+}
+
+/* The outputs of 16 times number n. */
+static void finish_group(const finish_target *target, finish how, const row_group *g, sums in, size_t n) {
+    const size_t left = target->outputs - 16 * n;
+    for (size_t t = 0; t < g->tiles; t++) {
+        finish_tile(target, how, in[t], g->row[t], g->tile_rows, 16 * n, left < 16 ? left : 16);
     }
 }
 
 static void linear(const lil_call *call, const lil_part *part, finish how) {
     const finish_target target = finish_target_of(call);
-    const size_t outputs = call->tensor[0].rows, padded_k = call->in[0].cols, rows = part->end - part->begin;
-    const size_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS, tile_rows = (rows + tiles - 1) / tiles;
-    const uint16_t format = call->tensor[0].format;
-    const size_t tile_row_bytes = TILE_ROWS * padded_k / (format == LIL_INT8 ? 1 : 2);
-    _Alignas(64) uint8_t decoded[2][TILE_ROWS * CHUNK];
-    _Alignas(64) int8_t x_tail[2][TILE_ROWS][STEP] = {{{0}}};
-    _Alignas(64) int32_t sums[4][TILE_ROWS * 16];
-    product p = {.x = call->in[0].data, .padded_k = padded_k, .tail_k = padded_k % STEP, .format = format,
-                 .x_tail = x_tail};
-    configure(tile_rows);
-    for (size_t n0 = 0; n0 < outputs; n0 += 32) {
-        const int num_b = outputs - n0 > 16 ? 2 : 1;
-        size_t prepared = SIZE_MAX;
-        for (int j = 0; j < num_b; j++) {
-            p.w[j] = (weights){.codes = call->tensor[0].data + (n0 / 16 + (size_t)j) * tile_row_bytes,
-                               .decoded = decoded[j]};
+    const lil_constant *codes = &call->tensor[0];
+    const size_t outputs = (codes->rows + 15) / 16, padded_k = call->in[0].cols, total = part->end - part->begin;
+    const size_t groups = (total + MAX_TILES * TILE_ROWS - 1) / (MAX_TILES * TILE_ROWS);
+    _Alignas(64) int8_t tail[MAX_TILES][TILE_ROWS][STEP];
+    _Alignas(64) sums both[2];
+    weight_stream w;
+    row_group g = {.x = call->in[0].data, .padded_k = padded_k, .tail = tail};
+    size_t configured = 0;
+    for (size_t i = 0; i < groups; i++) {
+        const size_t begin = part->begin + total * i / groups, end = part->begin + total * (i + 1) / groups;
+        g.tiles = (end - begin + TILE_ROWS - 1) / TILE_ROWS;
+        g.tile_rows = (end - begin + g.tiles - 1) / g.tiles;
+        begin_group(&g, begin, end - begin);
+        if (g.tile_rows != configured) {
+            configured = g.tile_rows;
+            configure(configured);
         }
-        for (size_t t = 0; t < tiles; t += 2) {
-            /* Tiles of rows are of one size: the last ones may overlap, and give the same outputs twice. */
-            const int num_a = tiles - t > 1 ? 2 : 1;
-            size_t row[2];
-            for (size_t i = 0; i < 2; i++) {
-                const size_t first = (t + i) * tile_rows;
-                row[i] = part->begin + (first + tile_rows <= rows ? first : rows - tile_rows);
-            }
-            prepare_rows(&p, row, tile_rows, num_a);
-            _tile_zero(0);
-            _tile_zero(1);
-            _tile_zero(2);
-            _tile_zero(3);
-            for (size_t k0 = 0; k0 < padded_k; k0 += CHUNK) {
-                const size_t n = padded_k - k0 < CHUNK ? padded_k - k0 : CHUNK;
-                for (int j = 0; j < num_b && prepared != k0; j++) {
-                    prepare_weights(&p.w[j], format, k0, n);
-                }
-                prepared = k0;
-                multiply_any(&p, row, k0, n, num_a, num_b);
-            }
-            _tile_stored(0, sums[0], 64);
-            _tile_stored(1, sums[1], 64);
-            _tile_stored(2, sums[2], 64);
-            _tile_stored(3, sums[3], 64);
-            for (int i = 0; i < num_a; i++) {
-                for (int j = 0; j < num_b; j++) {
-                    const size_t n = n0 + 16 * (size_t)j, count = outputs - n < 16 ? outputs - n : 16;
-                    finish_tile(&target, how, sums[2 * i + j], row[i], tile_rows, n, count);
-                }
+        begin_stream(&w, codes, padded_k);
+        const size_t steps = w.steps / outputs;
+        for (size_t n = 0; n < outputs; n++) {
+            multiply_any(&g, &w, n * steps, both[n % 2]);
+            if (n > 0) {
+                finish_group(&target, how, &g, both[(n - 1) % 2], n - 1);
             }
         }
+        finish_group(&target, how, &g, both[(outputs - 1) % 2], outputs - 1);
     }
     _tile_release();
 }
 
 static bool known(const lil_constant *codes) {
-    return codes->format <= LIL_POT4;
+    return codes->format <= LIL_POT4 && codes->layout == LIL_TILES;
 }
 
 enum { FEW = 4 }; /* for as many rows or fewer, a tile instruction is a waste */

@@ -15,7 +15,7 @@
 #include "simd_linear_avx512.h"
 
 static bool known(const lil_constant *codes) {
-    return codes->format <= LIL_POT4;
+    return codes->format <= LIL_POT4 && codes->layout == LIL_TILES;
 }
 
 static void linear(const lil_call *call, const lil_part *part) {

@@ -309,10 +309,30 @@ LIL_INLINE int8x16_t lanes_repeat_four(const int8_t *p) {
     memcpy(&four, p, sizeof four);
     return vreinterpretq_s8_s32(vdupq_n_s32(four));
 }
+#if NEON_DOT && (defined(__ARM_FEATURE_DOTPROD) || !defined(__clang__))
+#define LANES_SDOT(acc, a, b) vdotq_s32(acc, a, b)
+#define LANES_SDOT_LANE(acc, a, b, lane) vdotq_lane_s32(acc, a, b, lane)
+#elif NEON_DOT /* clang has the intrinsics only where the whole file is compiled for such processors */
+LIL_INLINE int32x4_t lanes_sdot(int32x4_t acc, int8x16_t a, int8x16_t b) {
+    __asm__("sdot %0.4s, %1.16b, %2.16b" : "+w"(acc) : "w"(a), "w"(b));
+    return acc;
+}
+LIL_INLINE int32x4_t lanes_sdot_0(int32x4_t acc, int8x16_t a, int8x8_t b) {
+    __asm__("sdot %0.4s, %1.16b, %2.4b[0]" : "+w"(acc) : "w"(a), "w"(b));
+    return acc;
+}
+LIL_INLINE int32x4_t lanes_sdot_1(int32x4_t acc, int8x16_t a, int8x8_t b) {
+    __asm__("sdot %0.4s, %1.16b, %2.4b[1]" : "+w"(acc) : "w"(a), "w"(b));
+    return acc;
+}
+#define LANES_SDOT(acc, a, b) lanes_sdot(acc, a, b)
+#define LANES_SDOT_LANE(acc, a, b, lane) lanes_sdot_##lane(acc, a, b)
+#endif
+
 /* acc + four products a lane. Without the instruction they are added to pairs in 16 bits: 2 * 127 * 127 < 2^15. */
 LIL_INLINE int32x4_t lanes_dot(int32x4_t acc, int8x16_t a, int8x16_t b) {
 #if NEON_DOT
-    return vdotq_s32(acc, a, b);
+    return LANES_SDOT(acc, a, b);
 #else
     return vpadalq_s16(acc, vpaddq_s16(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vmull_high_s8(a, b)));
 #endif
