@@ -5,6 +5,7 @@
 
 #include <float.h>
 #include <math.h>
+#include <stdbool.h>
 
 #include "lil_format.h"
 
@@ -108,7 +109,8 @@ static void fill_floats(float *x, size_t rows, size_t cols, size_t stride) {
             x[i] = random_value(class, i, level, power);
         }
         if (spoiled && one_in(2)) {
-            x[below(cols)] = random_special();
+            const size_t at = below(cols);
+            x[at] = random_special();
         }
     }
 }

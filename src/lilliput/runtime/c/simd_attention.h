@@ -42,39 +42,34 @@ LIL_INLINE lanes_i32 levels_at(const head *h, const float *x, const row_scales *
     return simd_levels(d + 16 <= h->head_dim ? lanes_load(p) : lanes_load_part(p, h->head_dim - d), s, r);
 }
 
-/* 16 rows (the missing ones repeat the last) as tiles, their scales, and -LIL_OFFSET times the sums of their levels. */
-LIL_INLINE void quantize_tiles(const head *h, const float *x, size_t rows, int8_t *tiles, float scale[ROWS],
-                               int32_t sum[ROWS]) {
+/* 16 rows as tiles, and their scales; the missing ones repeat the last. */
+LIL_INLINE void quantize_tiles(const head *h, const float *x, size_t rows, int8_t *tiles, float scale[ROWS]) {
     row_scales s;
-    lanes_i32 sums[ROWS];
-    lanes exact[ROWS];
     simd_row_scales(x, h->row_stride, rows, h->head_dim, &s);
     memcpy(scale, s.scale, sizeof s.scale);
-    LIL_UNROLL
-    for (size_t r = 0; r < ROWS; r++) {
-        sums[r] = lanes_i32_set(0);
-    }
     for (size_t d = 0; d < h->width; d += 16) {
         lanes_i32 levels[ROWS];
         LIL_UNROLL
         for (size_t r = 0; r < ROWS; r++) {
             levels[r] = levels_at(h, x, &s, r < rows ? r : rows - 1, d);
-            sums[r] = lanes_i32_add(sums[r], levels[r]);
         }
         lanes_store_tiles(tiles + 16 * d, levels);
     }
-    LIL_UNROLL
-    for (size_t r = 0; r < ROWS; r++) {
-        exact[r] = lanes_from_i32(sums[r]); /* |sum| <= 127 * 65536 < 2^24, and still an int32 times 128 */
-    }
-    lanes_i32_store(sum, lanes_round(lanes_mul(lanes_tree16(exact), lanes_set(-(float)LIL_OFFSET))));
 }
 
 static void quantize_keys(const head *h) {
+    static const int8_t ones[4] = {1, 1, 1, 1};
     for (size_t t0 = 0; t0 < h->num_tokens; t0 += ROWS) {
         const size_t rows = h->num_tokens - t0 < ROWS ? h->num_tokens - t0 : ROWS;
-        quantize_tiles(h, h->k + t0 * h->row_stride, rows, h->keys + t0 * h->width, h->key_scales + t0,
-                       h->key_sums + t0);
+        int8_t *tiles = h->keys + t0 * h->width;
+        quantize_tiles(h, h->k + t0 * h->row_stride, rows, tiles, h->key_scales + t0);
+        lanes_i32 sum = lanes_i32_set(0);
+        for (size_t d = 0; d < h->width; d += 4) {
+            sum = lanes_dot_weights(sum, lanes_plain_tile(tiles + 16 * d), ones);
+        }
+        /* |sum| <= 127 * 65536 < 2^24: exact as a float, and still an int32 times 128 */
+        const lanes offset = lanes_mul(lanes_from_i32(sum), lanes_set(-(float)LIL_OFFSET));
+        lanes_i32_store(h->key_sums + t0, lanes_round(offset));
     }
 }
 
@@ -137,8 +132,10 @@ LIL_INLINE lanes score(const head *h, lanes c) {
 /* Turn scores into the levels that multiply the values; gives their scales, 0 where all levels are to count as 0. */
 LIL_INLINE lanes weigh(const head *h, lanes largest) {
     const size_t n = h->num_tokens;
-    float sums[16][16]; /* [lane of the format][query] */
-    memset(sums, 0, sizeof sums);
+    _Alignas(64) float sums[16][16]; /* [lane of the format][query] */
+    for (size_t i = 0; i < 16; i++) {
+        lanes_store(sums[i], lanes_zero());
+    }
     lanes w = lanes_zero();
     for (size_t j = 0; j < n; j++) {
         const lanes e = lanes_exp(lanes_sub(lanes_load(h->scores + 16 * j), largest));
@@ -221,9 +218,9 @@ LIL_INLINE void mix_all(const head *h, const float *scale, const int8_t *weights
 
 /* Queries [q0, q0 + count), at most 16. */
 static void attend(const head *h, size_t q0, size_t count) {
-    float scale[ROWS], *y = h->y + q0 * h->out_stride;
-    int32_t unused[ROWS];
-    quantize_tiles(h, h->q + q0 * h->row_stride, count, h->queries, scale, unused);
+    float *y = h->y + q0 * h->out_stride;
+    _Alignas(64) float scale[ROWS];
+    quantize_tiles(h, h->q + q0 * h->row_stride, count, h->queries, scale);
     const lanes c = lanes_mul(lanes_load(scale), lanes_set(h->logit_scale));
     lanes_store(scale, weigh(h, score(h, c)));
     size_t q = 0;

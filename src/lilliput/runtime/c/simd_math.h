@@ -70,7 +70,7 @@ enum { ROWS = 16 }; /* rows whose lanes are reduced together */
 /* What quantises 16 rows: level = rint(max(x * inverse, low)). A row of zeros has low 0, so that NaN becomes 0 there and
  * -127 elsewhere, as lil_quantize_row has it; x * inverse cannot pass 127 by as much as 0.5. */
 typedef struct row_scales {
-    float inverse[ROWS];
+    _Alignas(64) float inverse[ROWS];
     float low[ROWS];
     float scale[ROWS];
 } row_scales;

@@ -113,7 +113,7 @@ static void layer_norm(const lil_call *call, const lil_part *part) {
         const size_t rows = at_most(part->end - r0, ROWS);
         const float *x = (const float *)call->in[0].data + r0 * cols;
         float *y = (float *)call->out[0].data + r0 * cols;
-        float mean[ROWS], inverse[ROWS];
+        _Alignas(64) float mean[ROWS], inverse[ROWS];
         lanes sums[ROWS];
         for (size_t r = 0; r < ROWS; r++) {
             sums[r] = r < rows ? simd_sum(x + r * cols, cols) : lanes_zero();
