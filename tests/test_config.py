@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from lilliput.config import ModelSettings, Recipe, load_recipe, parse_recipe
+from lilliput.config import BLOCK, INT6_BLOCK, ModelSettings, Recipe, load_recipe, parse_recipe
 from lilliput.errors import RecipeError
+from lilliput.program.formats import TILE_ROWS, WEIGHT_FORMATS
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown field": ({"train": {"epoch": 3}}, r"unknown field 'train\.epoch'; allowed: batch_size, .*epochs"),
@@ -35,6 +36,16 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "preset changed": ({"model": {"preset": "vit-413k", "depth": 6}}, r"preset 'vit-413k' fixes the architecture"),
     "a name that leaves the folder": ({"name": "../x"}, r"name: .*got '\.\./x'"),
     "a guard that cannot hold": ({"prune": {"sparsity": 0.99}}, r"layer_floor=0\.02 must be at most 1 - sparsity"),
+    "blocks that the runtime would not skip": (
+        {"prune": {"block": [8, 8]}},
+        r"block=\[8, 8\] must be \[outputs, inputs\], multiples of 16 and 8: the blocks that the runtime skips",
+    ),
+    "blocks of nothing": ({"prune": {"block": [0, 8]}}, r"block=\[0, 8\] must be"),
+    "a block of three sides": ({"prune": {"block": [16, 8, 1]}}, r"prune\.block"),
+    "narrow blocks of wide codes": (
+        {"prune": {"block": [16, 8]}, "quantize": {"weight_format": "int6"}},
+        r"prune\.block=\[16, 8\]: inputs must be a multiple of 16 with quantize\.weight_format 'int6'",
+    ),
     "a schedule that ends before it starts": (
         {"prune": {"start_fraction": 0.8, "end_fraction": 0.5}},
         r"start_fraction=0\.8 must be below end_fraction=0\.5",
@@ -92,6 +103,14 @@ def test_settings_are_frozen_and_round_trip() -> None:
     assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
     with pytest.raises(ValueError, match="frozen"):
         recipe.train.epochs = 3
+
+
+def test_blocks_are_those_of_the_format() -> None:
+    for name, weight_format in WEIGHT_FORMATS.items():
+        assert (INT6_BLOCK if name == "int6" else BLOCK) == (TILE_ROWS, weight_format.block_cols)
+    assert parse_recipe({"name": "x", "prune": {"block": [16, 8]}}, "x").prune.block == (16, 8)
+    wide: dict[str, Any] = {"prune": {"block": [32, 16]}, "quantize": {"weight_format": "int6"}}
+    assert parse_recipe({"name": "x", **wide}, "x").prune.block == (32, 16)
 
 
 def test_layers_replace_the_uniform_sizes() -> None:

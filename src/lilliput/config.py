@@ -136,8 +136,15 @@ class TrainSettings(LoopSettings):
     """Stage `train`: the fp32 model."""
 
 
+BLOCK = (16, 8)  # outputs x inputs that a file leaves out as a whole (docs/format.md, `blocks`)
+INT6_BLOCK = (16, 16)
+
+
 class PruneSettings(LoopSettings):
-    """Stage `prune`: global magnitude over all linear and projection weights, on a cubic schedule (Zhu and Gupta)."""
+    """Stage `prune`: global magnitude over all linear and projection weights, on a cubic schedule (Zhu and Gupta).
+
+    With `block`, whole blocks go, those of least norm relative to their layer's; shares are then shares of blocks.
+    """
 
     epochs: int = Field(default=10, ge=1)
     lr: float = Field(default=5e-4, gt=0.0)
@@ -148,11 +155,21 @@ class PruneSettings(LoopSettings):
     )
     update_every: int = Field(default=20, ge=1, description="steps between updates of the masks")
     layer_floor: float = Field(default=0.02, ge=0.0, lt=1.0, description="share of weights that every layer keeps")
+    block: tuple[int, int] | None = Field(
+        default=None,
+        description="(outputs, inputs) of the blocks to zero, multiples of 16 and 8: the file leaves those out and the "
+        "runtime skips them; None: single weights",
+    )
 
     @model_validator(mode="after")
     def _check_schedule(self) -> Self:
         if self.start_fraction >= self.end_fraction:
             raise ValueError(f"start_fraction={self.start_fraction} must be below end_fraction={self.end_fraction}")
+        if self.block is not None and not all(n > 0 and n % of == 0 for n, of in zip(self.block, BLOCK, strict=True)):
+            raise ValueError(
+                f"block={list(self.block)} must be [outputs, inputs], multiples of {BLOCK[0]} and {BLOCK[1]}: the "
+                "blocks that the runtime skips"
+            )
         if self.layer_floor > 1.0 - self.sparsity:
             raise ValueError(f"layer_floor={self.layer_floor} must be at most 1 - sparsity = {1.0 - self.sparsity:.3g}")
         return self
@@ -255,6 +272,16 @@ class Recipe(Settings):
             if forbidden:
                 raise ValueError(f"stages: '{stage}' cannot follow '{forbidden[0]}'; got {list(self.stages)}")
             done.append(stage)
+        return self
+
+    @model_validator(mode="after")
+    def _check_block(self) -> Self:
+        block, inputs = self.prune.block, INT6_BLOCK[1]
+        both = {"prune", "quantize"} <= set(self.stages)
+        if both and block is not None and self.quantize.weight_format == "int6" and block[1] % inputs:
+            raise ValueError(
+                f"prune.block={list(block)}: inputs must be a multiple of {inputs} with quantize.weight_format 'int6'"
+            )
         return self
 
 

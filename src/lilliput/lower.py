@@ -44,6 +44,7 @@ class _Lowering:
 
     def __init__(self, model: ViT) -> None:
         self.model = model
+        self.columns = model.program_columns()
         self.builder = ProgramBuilder()
 
     def program(self, metadata: dict[str, Any]) -> Program:
@@ -88,7 +89,7 @@ class _Lowering:
                 stride=layer.stride,
                 padding=layer.padding,
             )
-        return self._linear(f"{name}.proj", layer.proj, x, activation=activation, kernel=layer.kernel_size)
+        return self._linear(f"{name}.proj", layer.proj, x, activation=activation)
 
     def _embeddings(self, x: Any) -> Any:
         if self.model.class_token is not None:
@@ -108,16 +109,12 @@ class _Lowering:
     def _vector(self, name: str, role: str, values: Tensor) -> Any:
         return self.builder.tensor(name, role=role, format="bf16", layout="rows", values=_array(values).reshape(1, -1))
 
-    def _linear(
-        self, name: str, linear: Linear, x: Any, activation: str = "none", residual: Any = None, kernel: int = 1
-    ) -> Any:
+    def _linear(self, name: str, linear: Linear, x: Any, activation: str = "none", residual: Any = None) -> Any:
         quantized = self.builder.emit("quantize", [x])
         levels, scale = levels_and_scale(linear, "weight")
-        if kernel > 1:  # torch's windows run (c, ky, kx), the program's (ky, kx, c)
-            levels = levels.unflatten(1, (-1, kernel, kernel)).permute(0, 2, 3, 1).flatten(1)
         quantizer = layer_of(linear, "weight", WeightQuantizer)
         assert quantizer is not None
-        values = _array(levels).astype(np.int8)
+        values = _array(levels[:, self.columns[name]]).astype(np.int8)
         codes = self.builder.tensor(
             f"{name}.weight",
             role="weight",

@@ -65,6 +65,17 @@ static bool is_available(int isa) {
     return available[isa];
 }
 
+const char *compared_isas(void) {
+    static char names[128];
+    names[0] = '\0';
+    for (int i = 0; i < LIL_ISA_COUNT; i++) {
+        if (is_available(i)) {
+            strcat(strcat(names, i > 0 ? " " : ""), lil_isa_name((lil_isa)i)); /* some ten letters each */
+        }
+    }
+    return names;
+}
+
 /* About how many multiplications one run takes. No product overflows: a buffer has fewer than 2^31 elements. */
 static uint64_t work_of(const lil_model *model) {
     uint64_t work = 0;

@@ -19,4 +19,7 @@ typedef struct execution {
  * instruction set of this machine and with a team. Ends the process, with a line on stderr, where a property fails. */
 execution execute(const uint8_t *data, size_t size, uint64_t max_work);
 
+/* "scalar avx2 ...": the instruction sets that `execute` compares. */
+const char *compared_isas(void);
+
 #endif

@@ -54,8 +54,12 @@ static void change_record(draft *d) {
         }
         break;
     case 2:
-        if (d->num_ops > 0) {
-            change_field(d->ops[below(d->num_ops)].a, sizeof(uint32_t[LIL_NUM_ATTRIBUTES]), 4);
+        if (d->num_ops > 0) { /* mostly an attribute that the op has */
+            uint32_t *a = d->ops[below(d->num_ops)].a, count = 1;
+            for (uint32_t i = 1; i < LIL_NUM_ATTRIBUTES; i++) {
+                count = a[i] != 0 ? i + 1 : count;
+            }
+            change_field(a, (below(8) > 0 ? count : LIL_NUM_ATTRIBUTES) * sizeof *a, sizeof *a);
         }
         break;
     case 3:

@@ -6,7 +6,7 @@
  *     replay structure PATH COUNT SEED    COUNT mutants that know the file's structure, each made from the last one
  *                                         that opened (from the file again after some)
  *
- * Prints one line for each of lil_open's statuses that came: the status, how many; then "ran N" and "finite N". Ends with an
+ * Prints one line for each of lil_open's statuses that came: the status, how many; then "ran N", "finite N" and "isas NAME...". Ends with an
  * error where the property of execute.c fails; the last mutant is then in the file `last` of the working folder. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -92,6 +92,6 @@ int main(int argc, char **argv) {
             printf("%d %lu %s\n", status, counts[status], lil_status_message((lil_status)status));
         }
     }
-    printf("ran %lu\nfinite %lu\n", ran, finite);
+    printf("ran %lu\nfinite %lu\nisas %s\n", ran, finite, compared_isas());
     return 0;
 }

@@ -24,6 +24,7 @@ BATCH = 50  # cases that share shapes, attributes and tensors
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "src" / "lilliput" / "runtime" / "c"
+CASES_SOURCE = Path(__file__).parent / "c" / "cases.c"
 FLAGS = ("-std=c11", "-g", "-ffp-contract=off", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror", f"-I{CORE}")
 SANITIZE = ("-O1", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all")
 OTHERS = [isa for isa in isas() if isa != "scalar"]
@@ -32,11 +33,11 @@ Rng = np.random.Generator
 Array = NDArray[Any]
 
 
-def compile_core(target: Path, *options: str) -> Path:
+def compile_core(target: Path, *options: str | Path) -> Path:
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         pytest.skip("no C compiler")
-    command = [compiler, *FLAGS, *options, *map(str, sorted(CORE.glob("*.c"))), "-lm", "-o", str(target)]
+    command = [compiler, *FLAGS, *map(str, options), "-lm", "-o", str(target)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return target
@@ -52,15 +53,21 @@ def run_cases(program: Path, isa: str, count: int, seed: int) -> None:
 
 
 @pytest.fixture(scope="session")
-def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    source = str(Path(__file__).parent / "c" / "cases.c")
-    return compile_core(tmp_path_factory.mktemp("cases") / "cases", "-O2", source)
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The core as a shared library."""
+    target = tmp_path_factory.mktemp("core") / "libcore.so"
+    return compile_core(target, "-O2", "-shared", "-fPIC", *sorted(CORE.glob("*.c")))
+
+
+@pytest.fixture(scope="session")
+def cases(library: Path) -> Path:
+    return compile_core(library.with_name("cases"), "-O2", CASES_SOURCE, library, f"-Wl,-rpath,{library.parent}")
 
 
 @pytest.fixture(scope="session")
 def sanitized_cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    source = str(Path(__file__).parent / "c" / "cases.c")
-    return compile_core(tmp_path_factory.mktemp("cases") / "sanitized_cases", *SANITIZE, source)
+    target = tmp_path_factory.mktemp("core") / "sanitized_cases"
+    return compile_core(target, *SANITIZE, CASES_SOURCE, *sorted(CORE.glob("*.c")))
 
 
 @pytest.mark.parametrize("isa", OTHERS)
@@ -104,8 +111,8 @@ class Part(ctypes.Structure):
 
 
 @pytest.fixture(scope="session")
-def core(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    return ctypes.CDLL(str(compile_core(tmp_path_factory.mktemp("core") / "core.so", "-O2", "-shared", "-fPIC")))
+def core(library: Path) -> ctypes.CDLL:
+    return ctypes.CDLL(str(library))
 
 
 SPECIALS = np.array([np.nan, np.inf, -np.inf, 0, -0.0, 3.4e38, -3.4e38, 1e-45, -1e-45, 1e-30, 9.9e-31, 1], np.float32)

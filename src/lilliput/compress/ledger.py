@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lilliput.compress.base import Claim
+from lilliput.compress.prune import count_zero_blocks
 from lilliput.compress.quantize import EMBEDDINGS, quantized_parameters
 from lilliput.errors import FailureError
 from lilliput.models.stack import StoredAsBf16, WeightQuantizer, layer_of
@@ -30,6 +31,23 @@ def _program_zeros(program: Program) -> tuple[int, int]:
 def _enough_zeros(counted: tuple[int, int], values: dict[str, Any]) -> bool:
     zeros, weights = counted
     return zeros >= values["zeros"] and weights == values["weights"]
+
+
+def _model_blocks(model: ViT, values: dict[str, Any]) -> bool:
+    columns = model.program_columns()
+    with torch.no_grad():
+        weights = [linear.weight[:, columns[name]] for name, linear in model.linears().items()]
+    return _enough_blocks(weights, values)
+
+
+def _program_blocks(program: Program, values: dict[str, Any]) -> bool:
+    weights = [torch.from_numpy(tensor.values) for tensor in program.tensors if tensor.role == "weight"]
+    return _enough_blocks(weights, values)
+
+
+def _enough_blocks(weights: list[torch.Tensor], values: dict[str, Any]) -> bool:
+    zeros, blocks = count_zero_blocks(weights, tuple(values["block"]))
+    return zeros >= values["zeros"] and blocks == values["blocks"]
 
 
 def _model_format(model: ViT, values: dict[str, Any]) -> bool:
@@ -61,6 +79,7 @@ CHECKS: dict[str, tuple[Callable[[ViT, dict[str, Any]], bool], Callable[[Program
         lambda model, values: _enough_zeros(count_zeros(model), values),
         lambda program, values: _enough_zeros(_program_zeros(program), values),
     ),
+    "zero blocks": (_model_blocks, _program_blocks),
     "format": (_model_format, _program_format),
 }
 

@@ -37,6 +37,12 @@ class UnfoldLinear(nn.Module):
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.proj = Linear(in_channels * kernel_size**2, out_channels)
 
+    def program_columns(self) -> Tensor:
+        """Columns of the weight in the order in which the program holds them: torch's windows run (c, ky, kx), the
+        program's (ky, kx, c)."""
+        kernel = self.kernel_size
+        return torch.arange(self.proj.in_features).unflatten(0, (-1, kernel, kernel)).permute(1, 2, 0).flatten()
+
     def output_size(self, size: int) -> int:
         return (size + 2 * self.padding - self.kernel_size) // self.stride + 1
 

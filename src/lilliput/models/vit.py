@@ -112,6 +112,12 @@ class ViT(nn.Module):
         """Every linear and projection layer by name: what pruning and weight quantisation apply to."""
         return {name: module for name, module in self.named_modules() if isinstance(module, Linear)}
 
+    def program_columns(self) -> dict[str, Tensor]:
+        """For every entry of `linears`, the order of its columns in the program."""
+        columns = {name: torch.arange(linear.in_features) for name, linear in self.linears().items()}
+        windows = {f"{n}.proj": m.program_columns() for n, m in self.named_modules() if isinstance(m, UnfoldLinear)}
+        return columns | windows
+
     def num_parameters(self) -> int:
         """Learned parameters, counted once, whatever is on their stacks."""
         return sum(p.numel() for name, p in self.named_parameters() if not name.endswith(".scale"))

@@ -2,8 +2,9 @@
  *
  *     cases ISA COUNT SEED [KIND [FIRST]]
  *
- * COUNT calls of each kind, or of KIND alone; case i of a seed is the same whatever COUNT and FIRST are. Prints one line
- * a kind: its number, its name, cases, and a digest of the outputs, which is the same on every target. On the first difference prints the case, and exits with 1; with 2 where ISA is
+ * COUNT calls of each kind, or of KIND alone; case i of a seed is the same whatever COUNT and FIRST are. Prints one
+ * line a kind: its number, its name, cases (0: it has no kernel of this instruction set), and a digest of the outputs,
+ * which is the same on every target. On the first difference prints the case, and exits with 1; with 2 where ISA is
  * unknown, with 3 where this processor lacks it. */
 #define _DEFAULT_SOURCE /* MAP_ANONYMOUS */
 #include <signal.h>
@@ -110,20 +111,18 @@ static bool equal(const test_case *c, int i) {
         return true;
     }
     const size_t begin = c->shift[i], end = c->bytes[i] - GUARD, size = element_bytes(c->is_float[i]);
-    for (size_t b = 0; b < c->bytes[i];) {
+    for (size_t b = 0, step; b < c->bytes[i]; b += step) {
         const bool is_float = c->is_float[i] && b >= begin && b < end;
-        const size_t step = is_float ? size : 1;
-        if (memcmp(wanted + b, given + b, step) != 0) {
-            const float x = is_float ? float_at(wanted + b) : (float)(int8_t)wanted[b];
-            const float y = is_float ? float_at(given + b) : (float)(int8_t)given[b];
-            if (!(isnan(x) && isnan(y))) {
-                print_case();
-                fprintf(stderr, "  out %d, element %td: must be %.9g (%a), is %.9g (%a)\n", i,
-                        ((ptrdiff_t)b - (ptrdiff_t)begin) / (ptrdiff_t)size, (double)x, (double)x, (double)y, (double)y);
-                return false;
-            }
+        step = is_float ? size : 1;
+        const float x = is_float ? float_at(wanted + b) : (float)(int8_t)wanted[b];
+        const float y = is_float ? float_at(given + b) : (float)(int8_t)given[b];
+        if (memcmp(wanted + b, given + b, step) != 0 && !(isnan(x) && isnan(y))) {
+            const ptrdiff_t element = ((ptrdiff_t)b - (ptrdiff_t)begin) / (ptrdiff_t)size; /* < 0: before the output */
+            print_case();
+            fprintf(stderr, "  out %d, element %td: must be %.9g (%a), is %.9g (%a)\n", i, element, (double)x,
+                    (double)x, (double)y, (double)y);
+            return false;
         }
-        b += step;
     }
     return true;
 }

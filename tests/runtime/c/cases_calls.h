@@ -1,9 +1,9 @@
 /* Random calls of each kind of kernel, for cases.c: shapes, attributes, tensors in every format and layout, and parts.
  *
- * Memory is as unfriendly as lil_run allows: constants and pixels end at a page that must not be touched, at any
- * alignment; what is in the arena lies at multiples of 64 with rubbish up to the next one, and that page behind it; the
- * model's output, which a later op may read, is aligned to 4. Outputs start with a pattern that must stay wherever the
- * part does not write. */
+ * Memory is as unfriendly as lil_run allows: constants and pixels end at a page that must not be touched, or near it
+ * at any alignment; what is in the arena lies at multiples of 64 with rubbish up to the next one, and that page behind
+ * it; the model's output, which a later op may read, is aligned to 4. Outputs start with a pattern that must stay
+ * wherever the part does not write. */
 #ifndef CASES_CALLS_H
 #define CASES_CALLS_H
 
@@ -47,12 +47,19 @@ static uint8_t *allocate_at_end(test_case *c, size_t bytes) {
     }
     uint8_t **region = &regions[c->num_regions++];
     if (*region == NULL) {
-        *region = checked(mmap(NULL, REGION_BYTES + PAGE_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+        const int access = PROT_READ | PROT_WRITE, flags = MAP_PRIVATE | MAP_ANONYMOUS;
+        *region = checked(mmap(NULL, REGION_BYTES + PAGE_BYTES, access, flags, -1, 0));
         if (mprotect(*region + REGION_BYTES, PAGE_BYTES, PROT_NONE) != 0) {
             exit(4);
         }
     }
     return *region + REGION_BYTES - bytes;
+}
+
+/* The same for what lies in a file, or is the caller's: half of them end a little before that page, so that what has a
+ * multiple of 64 bytes comes at any alignment too. */
+static uint8_t *allocate_anywhere(test_case *c, size_t bytes) {
+    return allocate_at_end(c, bytes + (one_in(2) ? 0 : below(64)));
 }
 
 static size_t round_up_64(size_t bytes) {
@@ -105,7 +112,7 @@ static void add_output(test_case *c, int i, size_t rows, size_t cols, bool is_fl
 
 static uint8_t *add_tensor(test_case *c, int i, uint16_t format, uint16_t layout, size_t rows, size_t cols,
                            size_t bytes) {
-    uint8_t *data = allocate_at_end(c, bytes);
+    uint8_t *data = allocate_anywhere(c, bytes);
     c->call.tensor[i] = (lil_constant){data, rows, cols, format, layout, bytes};
     return data;
 }
@@ -195,7 +202,8 @@ static void add_blocks(test_case *c, int i, uint16_t format, size_t rows, size_t
 /* In tiles or in blocks. */
 static void add_codes_in_tiles(test_case *c, int i, size_t rows, size_t cols) {
     const code_format *format = random_format();
-    const size_t width = lil_block_cols(format->id), block_row_bytes = (cols + width - 1) / width * lil_block_bytes(format->id);
+    const size_t width = lil_block_cols(format->id);
+    const size_t block_row_bytes = (cols + width - 1) / width * lil_block_bytes(format->id);
     const size_t bytes = (rows + 15) / 16 * block_row_bytes, zeros = one_in(2) ? 0 : between(1, 10);
     uint8_t *blocks = checked(malloc(bytes));
     for (size_t n0 = 0; n0 < rows; n0 += 16) {
@@ -218,7 +226,7 @@ static void set_part(test_case *c, size_t count) {
 
 static void make_normalize(test_case *c) {
     const size_t rows = random_size(70), cols = one_in(2) ? between(1, 4) : random_size(200);
-    uint8_t *x = allocate_at_end(c, rows * cols);
+    uint8_t *x = allocate_anywhere(c, rows * cols);
     for (size_t i = 0; i < rows * cols; i++) {
         x[i] = (uint8_t)random_bits();
     }

@@ -33,7 +33,8 @@ static bool one_in(size_t n) {
 /* A size 1..limit: half of them around the widths of vectors and tiles. */
 static size_t random_size(size_t limit) {
     static const uint8_t edges[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 63, 64, 65};
-    const size_t size = one_in(2) ? edges[below(sizeof edges)] : between(1, one_in(4) ? limit : limit < 40 ? limit : 40);
+    const size_t usual = one_in(4) || limit < 40 ? limit : 40;
+    const size_t size = one_in(2) ? edges[below(sizeof edges)] : between(1, usual);
     return size < limit ? size : limit;
 }
 

@@ -139,12 +139,38 @@ LIL_INLINE void multiply(const int8_t *const a[MAX_TILES], size_t k, size_t stri
     }
 }
 
-typedef int32_t sums[MAX_TILES][TILE_ROWS * 16];
+/* Sums of a group's rows for 16 outputs, and how many of the rows have been finished. */
+typedef struct sums {
+    _Alignas(64) int32_t row[MAX_TILES * TILE_ROWS][16];
+    size_t n;        /* first output */
+    size_t finished;
+} sums;
+
+/* The finishing of the sums of 16 outputs, in portions: between the steps of the next 16, so that the vector units have
+ * work while the tile unit has. */
+typedef struct finisher {
+    const finish_target *target;
+    finish how;
+    size_t begin; /* the group's first row */
+    size_t rows;
+    sums *sums;   /* NULL: nothing to do */
+} finisher;
+
+static void finish_until(const finisher *f, size_t until) {
+    sums *s = f->sums;
+    if (s != NULL && s->finished < until) {
+        const size_t left = f->target->outputs - s->n;
+        finish_tile(f->target, f->how, s->row[s->finished], f->begin + s->finished, until - s->finished, s->n,
+                    left < 16 ? left : 16);
+        s->finished = until;
+    }
+}
 
 /* The sums of all the group's rows for the stream's next 16 outputs, its tiles from number `step` on. */
-LIL_INLINE void multiply_all(const row_group *g, weight_stream *w, size_t step, size_t tiles, sums out) {
+LIL_INLINE void multiply_all(const row_group *g, weight_stream *w, size_t step, size_t tiles, sums *out,
+                             const finisher *f) {
     const int8_t *rows[MAX_TILES], *tails[MAX_TILES];
-    const size_t whole = g->padded_k / STEP * STEP;
+    const size_t whole = g->padded_k / STEP * STEP, steps = (g->padded_k + STEP - 1) / STEP;
     for (size_t t = 0; t < tiles; t++) {
         rows[t] = g->x + g->row[t] * g->padded_k;
         tails[t] = g->tail[t][0];
@@ -154,50 +180,63 @@ LIL_INLINE void multiply_all(const row_group *g, weight_stream *w, size_t step, 
     _tile_zero(2);
     _tile_zero(3);
     _tile_zero(4);
-    for (size_t k = 0; k < whole; k += STEP, step++) {
+    for (size_t i = 0; i < steps; i++, step++) {
         decode_next(w);
         __asm__ volatile("" ::: "memory"); /* tile loads do not say to the compiler that they read memory */
-        multiply(rows, k, g->padded_k, w->tile[step % RING], tiles);
+        if (i * STEP < whole) {
+            multiply(rows, i * STEP, g->padded_k, w->tile[step % RING], tiles);
+        } else {
+            multiply(tails, 0, STEP, w->tile[step % RING], tiles);
+        }
+        finish_until(f, f->rows * (i + 1) / steps);
     }
-    if (whole < g->padded_k) {
-        decode_next(w);
-        __asm__ volatile("" ::: "memory");
-        multiply(tails, 0, STEP, w->tile[step % RING], tiles);
+    int32_t(*sum)[16] = out->row - f->begin;
+    _tile_stored(0, sum[g->row[0]], 64);
+    if (tiles > 1) {
+        _tile_stored(1, sum[g->row[1]], 64);
     }
-    _tile_stored(0, out[0], 64);
-    _tile_stored(1, out[1], 64);
-    _tile_stored(2, out[2], 64);
-    _tile_stored(3, out[3], 64);
-    _tile_stored(4, out[4], 64);
+    if (tiles > 2) {
+        _tile_stored(2, sum[g->row[2]], 64);
+    }
+    if (tiles > 3) {
+        _tile_stored(3, sum[g->row[3]], 64);
+    }
+    if (tiles > 4) {
+        _tile_stored(4, sum[g->row[4]], 64);
+    }
 }
 
-static void multiply_any(const row_group *g, weight_stream *w, size_t step, sums out) {
+static void multiply_any(const row_group *g, weight_stream *w, size_t step, sums *out, const finisher *f) {
     switch (g->tiles) {
-    case 1: multiply_all(g, w, step, 1, out); break;
-    case 2: multiply_all(g, w, step, 2, out); break;
-    case 3: multiply_all(g, w, step, 3, out); break;
-    case 4: multiply_all(g, w, step, 4, out); break;
-    case 5: multiply_all(g, w, step, 5, out); break;
+    case 1: multiply_all(g, w, step, 1, out, f); break;
+    case 2: multiply_all(g, w, step, 2, out, f); break;
+    case 3: multiply_all(g, w, step, 3, out, f); break;
+    case 4: multiply_all(g, w, step, 4, out, f); break;
+    case 5: multiply_all(g, w, step, 5, out, f); break;
     }
 }
 
-/* The outputs of 16 times number n. */
-static void finish_group(const finish_target *target, finish how, const row_group *g, sums in, size_t n) {
-    const size_t left = target->outputs - 16 * n;
-    for (size_t t = 0; t < g->tiles; t++) {
-        finish_tile(target, how, in[t], g->row[t], g->tile_rows, 16 * n, left < 16 ? left : 16);
+static void linear_group(const lil_call *call, finish how, const row_group *g, size_t begin, size_t rows) {
+    const finish_target target = finish_target_of(call);
+    sums both[2];
+    weight_stream w;
+    begin_stream(&w, &call->tensor[0], g->padded_k);
+    finisher f = {.target = &target, .how = how, .begin = begin, .rows = rows, .sums = NULL};
+    const size_t tiles_n = (target.outputs + 15) / 16, steps = w.steps / tiles_n;
+    for (size_t n = 0; n < tiles_n; n++) {
+        sums *now = &both[n % 2];
+        now->n = 16 * n;
+        now->finished = 0;
+        multiply_any(g, &w, n * steps, now, &f);
+        f.sums = now;
     }
+    finish_until(&f, rows);
 }
 
 static void linear(const lil_call *call, const lil_part *part, finish how) {
-    const finish_target target = finish_target_of(call);
-    const lil_constant *codes = &call->tensor[0];
-    const size_t outputs = (codes->rows + 15) / 16, padded_k = call->in[0].cols, total = part->end - part->begin;
-    const size_t groups = (total + MAX_TILES * TILE_ROWS - 1) / (MAX_TILES * TILE_ROWS);
+    const size_t total = part->end - part->begin, most = MAX_TILES * TILE_ROWS, groups = (total + most - 1) / most;
     _Alignas(64) int8_t tail[MAX_TILES][TILE_ROWS][STEP];
-    _Alignas(64) sums both[2];
-    weight_stream w;
-    row_group g = {.x = call->in[0].data, .padded_k = padded_k, .tail = tail};
+    row_group g = {.x = call->in[0].data, .padded_k = call->in[0].cols, .tail = tail};
     size_t configured = 0;
     for (size_t i = 0; i < groups; i++) {
         const size_t begin = part->begin + total * i / groups, end = part->begin + total * (i + 1) / groups;
@@ -208,15 +247,7 @@ static void linear(const lil_call *call, const lil_part *part, finish how) {
             configured = g.tile_rows;
             configure(configured);
         }
-        begin_stream(&w, codes, padded_k);
-        const size_t steps = w.steps / outputs;
-        for (size_t n = 0; n < outputs; n++) {
-            multiply_any(&g, &w, n * steps, both[n % 2]);
-            if (n > 0) {
-                finish_group(&target, how, &g, both[(n - 1) % 2], n - 1);
-            }
-        }
-        finish_group(&target, how, &g, both[(outputs - 1) % 2], outputs - 1);
+        linear_group(call, how, &g, begin, end - begin);
     }
     _tile_release();
 }

@@ -17,6 +17,11 @@ typedef struct lanes_i32 {
     int32x4_t val[4];
 } lanes_i32;
 
+/* How many keys and queries attention takes together: what 32 registers hold. */
+#define LIL_KEYS 4
+#define LIL_MIXED 4
+#define LIL_SLICES 1
+
 /* Return four registers, each made by `expression` of `i`. Written out, with constants: compilers that leave such a
  * loop as it is would put the registers into memory. */
 #define LANES_EACH(type, expression)                                                                                  \
@@ -193,12 +198,13 @@ LIL_INLINE lanes_i32 lanes_truncate(lanes x) {
 LIL_INLINE lanes lanes_from_i32(lanes_i32 x) {
     LANES_EACH(lanes, vcvtq_f32_s32(x.val[i]));
 }
-LIL_INLINE float32x4_t lanes_add_exponent(float32x4_t p, int32x4_t biased) {
-    return vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(p), vshlq_n_s32(biased, 23)));
+LIL_INLINE float32x4_t lanes_add_exponent(float32x4_t p, float32x4_t biased) {
+    const uint32x4_t exponent = vshlq_n_u32(vreinterpretq_u32_f32(biased), 23);
+    return vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(p), exponent)); /* unsigned: lanes past the end wrap */
 }
 /* p * 2^n, where `biased` = n + 1.5 * 2^23 holds n in its lowest bits, and p and the result are normal numbers. */
 LIL_INLINE lanes lanes_times_power(lanes p, lanes biased) {
-    LANES_EACH(lanes, lanes_add_exponent(p.val[i], vreinterpretq_s32_f32(biased.val[i])));
+    LANES_EACH(lanes, lanes_add_exponent(p.val[i], biased.val[i]));
 }
 /* A table instruction sees 64 bytes; beyond them it gives 0 (tbl), or leaves what was (tbx). */
 LIL_INLINE float32x4_t lanes_look_up_4(uint8x16x4_t lower, uint8x16x4_t upper, int32x4_t k) {

@@ -91,23 +91,26 @@ LIL_INLINE lanes center(const float *x, float mean, float *y, size_t n) {
     return sum;
 }
 
-/* y = (y * inverse) * gamma + beta over [0..n). */
-LIL_INLINE void scale_row(float *y, size_t n, float inverse, const uint8_t *gamma, const uint8_t *beta) {
-    const lanes by = lanes_set(inverse);
-    size_t c = 0;
-    for (; c + 16 <= n; c += 16) {
-        const lanes scaled = lanes_mul(lanes_mul(lanes_load(y + c), by), lanes_from_bf16(gamma + 2 * c));
-        lanes_store(y + c, lanes_add(scaled, lanes_from_bf16(beta + 2 * c)));
-    }
-    if (c < n) {
-        const lanes normal = lanes_mul(lanes_load_part(y + c, n - c), by);
-        const lanes scaled = lanes_mul(normal, lanes_from_bf16_part(gamma + 2 * c, n - c));
-        lanes_store_part(y + c, lanes_add(scaled, lanes_from_bf16_part(beta + 2 * c, n - c)), n - c);
+/* y = (y * inverse) * gamma + beta for n (1..16) columns of `rows` rows; `full`, a literal: n is 16. Column by column,
+ * so that gamma and beta are converted once. */
+LIL_INLINE void scale_columns(float *y, size_t stride, size_t rows, const float *inverse, const uint8_t *gamma,
+                              const uint8_t *beta, size_t n, bool full) {
+    const lanes g = full ? lanes_from_bf16(gamma) : lanes_from_bf16_part(gamma, n);
+    const lanes b = full ? lanes_from_bf16(beta) : lanes_from_bf16_part(beta, n);
+    for (size_t r = 0; r < rows; r++, y += stride) {
+        const lanes d = full ? lanes_load(y) : lanes_load_part(y, n);
+        const lanes value = lanes_add(lanes_mul(lanes_mul(d, lanes_set(inverse[r])), g), b);
+        if (full) {
+            lanes_store(y, value);
+        } else {
+            lanes_store_part(y, value, n);
+        }
     }
 }
 
 static void layer_norm(const lil_call *call, const lil_part *part) {
     const size_t cols = call->in[0].cols;
+    const uint8_t *gamma = call->tensor[0].data, *beta = call->tensor[1].data;
     const lanes count = lanes_set((float)cols), eps = lanes_set(lil_float_from_bits(call->a[0]));
     for (size_t r0 = part->begin; r0 < part->end; r0 += ROWS) {
         const size_t rows = at_most(part->end - r0, ROWS);
@@ -124,65 +127,74 @@ static void layer_norm(const lil_call *call, const lil_part *part) {
         }
         const lanes variance = lanes_div(lanes_tree16(sums), count);
         lanes_store(inverse, lanes_div(lanes_set(1.0f), lanes_sqrt(lanes_add(variance, eps))));
-        for (size_t r = 0; r < rows; r++) {
-            scale_row(y + r * cols, cols, inverse[r], call->tensor[0].data, call->tensor[1].data);
+        size_t c = 0;
+        for (; c + 16 <= cols; c += 16) {
+            scale_columns(y + c, cols, rows, inverse, gamma + 2 * c, beta + 2 * c, 16, true);
+        }
+        if (c < cols) {
+            scale_columns(y + c, cols, rows, inverse, gamma + 2 * c, beta + 2 * c, cols - c, false);
         }
     }
 }
 
-/* y[0..n) = (x, or nothing) + level * scale of the codes at p; n <= 16. `full`, a literal: n is 16. */
-LIL_INLINE void embed_part(const lil_constant *codes, const uint8_t *p, float scale, const float *x, float *y,
-                           size_t n, bool full) {
-    const bool wide = codes->format == LIL_INT8;
+/* 16 levels of codes of 4 bits (or, where `levels` is NULL, of 8), of which n are there. */
+LIL_INLINE lanes levels_of(const uint8_t *p, const int8_t *levels, size_t n) {
     uint8_t bytes[16] = {0};
-    if (!full) { /* the codes may end where the file ends */
-        memcpy(bytes, p, wide ? n : (n + 1) / 2);
+    if (n < 16) { /* the codes may end where the file ends */
+        memcpy(bytes, p, levels == NULL ? n : (n + 1) / 2);
         p = bytes;
     }
-    const lanes level = wide ? lanes_from_i8((const int8_t *)p)
-                             : lanes_from_codes4(p, lil_levels_4bit[codes->format - LIL_INT4]);
-    const lanes value = lanes_mul(level, lanes_set(scale));
-    if (full) {
-        lanes_store(y, x == NULL ? value : lanes_add(lanes_load(x), value));
-    } else {
-        lanes_store_part(y, x == NULL ? value : lanes_add(lanes_load_part(x, n), value), n);
-    }
+    return levels == NULL ? lanes_from_i8((const int8_t *)p) : lanes_from_codes4(p, levels);
 }
 
-LIL_INLINE void embed_row(const lil_constant *codes, const uint8_t *row, float scale, const float *x, float *y) {
-    const size_t per_byte = codes->format == LIL_INT8 ? 1 : 2;
+/* y = (x, or where it is NULL nothing) + level * scale of a row of codes. Which pointers are NULL is a literal. */
+LIL_INLINE void embed_row(const uint8_t *row, const int8_t *levels, float scale, const float *x, float *y, size_t n) {
+    const lanes by = lanes_set(scale);
+    const size_t per_byte = levels == NULL ? 1 : 2;
     size_t c = 0;
-    for (; c + 16 <= codes->cols; c += 16) {
-        embed_part(codes, row + c / per_byte, scale, x == NULL ? NULL : x + c, y + c, 16, true);
+    for (; c + 16 <= n; c += 16) {
+        const lanes value = lanes_mul(levels_of(row + c / per_byte, levels, 16), by);
+        lanes_store(y + c, x == NULL ? value : lanes_add(lanes_load(x + c), value));
     }
-    if (c < codes->cols) {
-        embed_part(codes, row + c / per_byte, scale, x == NULL ? NULL : x + c, y + c, codes->cols - c, false);
+    if (c < n) {
+        const lanes value = lanes_mul(levels_of(row + c / per_byte, levels, n - c), by);
+        lanes_store_part(y + c, x == NULL ? value : lanes_add(lanes_load_part(x + c, n - c), value), n - c);
     }
 }
 
 static void prepend_token(const lil_call *call, const lil_part *part) {
-    if (call->tensor[0].format > LIL_POT4) {
+    const lil_constant *codes = &call->tensor[0];
+    const float scale = lil_bf16_at(call->tensor[1].data, 0);
+    const size_t cols = call->in[0].cols;
+    float *y = call->out[0].data;
+    if (codes->format == LIL_INT8) {
+        embed_row(codes->data, NULL, scale, NULL, y, cols);
+    } else if (codes->format <= LIL_POT4) {
+        embed_row(codes->data, lil_levels_4bit[codes->format - LIL_INT4], scale, NULL, y, cols);
+    } else {
         lil_op_prepend_token(call, part);
         return;
     }
-    const size_t cols = call->in[0].cols;
-    float *y = call->out[0].data;
-    embed_row(&call->tensor[0], call->tensor[0].data, lil_bf16_at(call->tensor[1].data, 0), NULL, y);
     memcpy(y + cols, call->in[0].data, call->in[0].rows * cols * sizeof *y);
 }
 
 static void add_positions(const lil_call *call, const lil_part *part) {
     const lil_constant *codes = &call->tensor[0];
+    const size_t cols = call->in[0].cols, row_bytes = codes->format == LIL_INT8 ? cols : (cols + 1) / 2;
+    const uint8_t *row = codes->data + part->begin * row_bytes;
+    const float *x = (const float *)call->in[0].data + part->begin * cols;
+    float *y = (float *)call->out[0].data + part->begin * cols;
     if (codes->format > LIL_POT4) {
         lil_op_add_positions(call, part);
         return;
     }
-    const size_t cols = call->in[0].cols, row_bytes = codes->format == LIL_INT8 ? cols : (cols + 1) / 2;
-    const float *x = call->in[0].data;
-    float *y = call->out[0].data;
-    for (size_t r = part->begin; r < part->end; r++) {
+    for (size_t r = part->begin; r < part->end; r++, row += row_bytes, x += cols, y += cols) {
         const float scale = lil_bf16_at(call->tensor[1].data, r);
-        embed_row(codes, codes->data + r * row_bytes, scale, x + r * cols, y + r * cols);
+        if (codes->format == LIL_INT8) {
+            embed_row(row, NULL, scale, x, y, cols);
+        } else {
+            embed_row(row, lil_levels_4bit[codes->format - LIL_INT4], scale, x, y, cols);
+        }
     }
 }
 
