@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from lilliput import artifact
 from lilliput.compress.ledger import assert_ledger
 from lilliput.compress.quantize import Quantization
 from lilliput.config import ModelSettings, QuantizeSettings
@@ -41,6 +43,21 @@ def test_the_claim_holds_on_the_model_and_on_its_program() -> None:
     model, work = quantized()
     for subject in (model, program_of(model)):
         assert [record["holds"] for record in assert_ledger(work.claims(model), subject, "export")] == [True]
+
+
+@pytest.mark.parametrize("embedding_format", ["int6", "int8"])
+def test_six_bits_are_in_the_file(embedding_format: str) -> None:
+    torch.manual_seed(0)
+    model = ViT(ModelSettings(patch_size=4, embed_dim=20, depth=1, num_heads=2, mlp_dim=24), (8, 8, 1), 5)
+    work = Quantization(QuantizeSettings(weight_format="int6", embedding_format=embedding_format))  # type: ignore[arg-type]
+    work.attach(model)
+    program = artifact.from_bytes(artifact.to_bytes(program_of(model)), "six.lil")
+    assert_ledger(work.claims(model), program, "export")
+    weight = next(tensor for tensor in program.tensors if tensor.name == "blocks.0.mlp.fc1.weight")  # 24 x 20
+    assert weight.stored_bytes == 32 * 32 * 6 // 8
+    assert np.abs(weight.values).max() == 31
+    positions = next(tensor for tensor in program.tensors if tensor.name == "positions")  # 5 x 20
+    assert positions.stored_bytes == 5 * 20 * (6 if embedding_format == "int6" else 8) // 8
 
 
 @pytest.mark.parametrize("name", ["blocks.0.mlp.fc1.weight", "positions", "blocks.0.norm1.weight", "head.bias"])

@@ -4,17 +4,30 @@
 
 enum { FIRST_SECTION = sizeof(lil_header) + LIL_NUM_SECTIONS * sizeof(lil_section) };
 
-size_t tensor_bytes_of(const lil_tensor *t) {
-    if (t->format < LIL_FORMAT_F32 || t->format > LIL_POT4 || t->layout > LIL_TILES || t->rows < 1 || t->cols < 1 ||
-        t->rows > MAX_TENSOR_BYTES || t->cols > MAX_TENSOR_BYTES) {
+static size_t index_bytes(size_t block_rows, size_t stored) {
+    return align(4 * (block_rows + 1) + 2 * stored, LIL_FILE_ALIGNMENT);
+}
+
+size_t tensor_bytes_of(const lil_tensor *t, const uint8_t *values, size_t available) {
+    if (t->format < LIL_FORMAT_F32 || t->format >= LIL_NUM_FORMATS || t->layout >= LIL_NUM_LAYOUTS || t->rows < 1 ||
+        t->cols < 1 || t->rows > MAX_TENSOR_BYTES || t->cols > MAX_TENSOR_BYTES) {
         return 0;
     }
-    const size_t rows = t->layout == LIL_TILES ? align(t->rows, 16) : t->rows;
-    const size_t cols = t->layout == LIL_TILES ? align(t->cols, 8) : t->cols;
-    const size_t bytes = t->format == LIL_FORMAT_F32 ? 4 * rows * cols
-                         : t->format == LIL_BF16     ? 2 * rows * cols
-                         : t->format == LIL_INT8     ? rows * cols
-                                                     : rows * ((cols + 1) / 2);
+    size_t bytes;
+    if (t->format <= LIL_BF16) {
+        bytes = (size_t)t->rows * t->cols * (t->format == LIL_FORMAT_F32 ? 4 : 2);
+    } else if (t->layout == LIL_ROWS) {
+        bytes = t->rows * (((size_t)t->cols * lil_code_bits(t->format) + 7) / 8);
+    } else {
+        const grid g = grid_of(t);
+        bytes = g.rows * g.cols * lil_block_bytes(t->format);
+        if (t->layout == LIL_BLOCKS && values == NULL) {
+            bytes += index_bytes(g.rows, g.rows * g.cols); /* the most there can be */
+        } else if (t->layout == LIL_BLOCKS) {
+            const size_t stored = available < 4 * (g.rows + 1) ? SIZE_MAX : lil_u32_at(values, g.rows);
+            bytes = stored > MAX_TENSOR_BYTES ? 0 : index_bytes(g.rows, stored) + stored * lil_block_bytes(t->format);
+        }
+    }
     return bytes <= MAX_TENSOR_BYTES ? bytes : 0;
 }
 
@@ -53,8 +66,10 @@ bool take_apart(draft *d, const uint8_t *file, size_t size) {
         return false;
     }
     for (uint32_t i = 0; i < d->num_tensors; i++) {
-        const size_t bytes = tensor_bytes_of(&d->tensors[i]), start = (size_t)d->tensors[i].offset;
-        const bool inside = start <= sections[3].bytes && bytes <= sections[3].bytes - start;
+        const size_t start = d->tensors[i].offset < sections[3].bytes ? (size_t)d->tensors[i].offset : 0;
+        const size_t available = (size_t)sections[3].bytes - start;
+        const size_t bytes = tensor_bytes_of(&d->tensors[i], file + sections[3].offset + start, available);
+        const bool inside = bytes <= available;
         d->value_bytes[i] = inside ? bytes : 0;
         memcpy(d->values[i], file + sections[3].offset + (inside ? start : 0), d->value_bytes[i]);
     }

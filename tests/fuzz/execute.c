@@ -6,7 +6,8 @@
  * - under AddressSanitizer an op touches its own operands only: all the rest of the arena is poisoned while it runs;
  * - without it too (it does not see the instructions of AMX) an op writes its own outputs only, and the arena, and
  *   sometimes the file, end at a page that may not be touched;
- * - bytes of constants that change after opening may change the outputs, and nothing else. */
+ * - values of constants that change after opening may change the outputs, and nothing else (an index of stored blocks is
+ *   no value: like the records, it must stay). */
 #define _DEFAULT_SOURCE /* mmap's flags */
 #include "execute.h"
 
@@ -219,10 +220,15 @@ static void fill_input(uint8_t *input, size_t bytes, uint64_t seed) {
 /* Other constants in the file, which is the caller's own copy, for each instruction set: any outputs are right. */
 static void change_constants(const trial *t, uint8_t *file, uint64_t seed) {
     const lil_model *model = t->model;
-    const size_t start = (size_t)(model->constants - model->file), end = (size_t)(model->metadata - model->file);
-    for (size_t i = start; i < end; i++) {
-        const uint64_t random = next_random(&seed);
-        file[i] = (uint8_t)((random >> 8) % 4 == 0 ? 0x80 : random >> 16);
+    uint8_t *constants = file + (model->constants - model->file);
+    for (uint32_t i = 0; i < model->num_tensors; i++) {
+        const lil_tensor tensor = lil_tensor_at(model->tensors, i);
+        const size_t end = i + 1 < model->num_tensors ? (size_t)lil_tensor_at(model->tensors, i + 1).offset
+                                                      : (size_t)(model->metadata - model->constants);
+        for (size_t at = (size_t)tensor.offset; at < end && tensor.layout != LIL_BLOCKS; at++) {
+            const uint64_t random = next_random(&seed);
+            constants[at] = (uint8_t)((random >> 8) % 4 == 0 ? 0x80 : random >> 16);
+        }
     }
     trial again = *t;
     for (int isa = 0; isa < LIL_ISA_COUNT; isa++) {

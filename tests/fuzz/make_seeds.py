@@ -33,6 +33,8 @@ class Seed:
     def codes(self, format: str, layout: str, rows: int, cols: int) -> int:
         values = self.rng.choice(WEIGHT_FORMATS[format].grid, (rows, cols))
         values[self.rng.random((rows, cols)) < 0.3] = 0
+        if layout == "blocks":
+            values[: rows // 2, : cols // 2] = 0
         return self._tensor(format, layout, values)
 
     def bf16(self, count: int) -> int:
@@ -41,9 +43,17 @@ class Seed:
     def op(self, kind: str, *tensors: int, **attributes: float) -> None:
         self.last = self.builder.emit(kind, [self.last], tensors, **attributes)
 
-    def linear(self, format: str, inputs: int, outputs: int, activation: int = 0, add: int | None = None) -> None:
+    def linear(
+        self,
+        format: str,
+        inputs: int,
+        outputs: int,
+        layout: str = "tiles",
+        activation: int = 0,
+        add: int | None = None,
+    ) -> None:
         levels, scale = self.builder.emit("quantize", [self.last])
-        tensors = [self.codes(format, "tiles", outputs, inputs), self.bf16(outputs), self.bf16(outputs)]
+        tensors = [self.codes(format, layout, outputs, inputs), self.bf16(outputs), self.bf16(outputs)]
         if add is None:
             self.last = self.builder.emit("linear", [levels, scale], tensors, activation=activation)
         else:
@@ -75,7 +85,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
                 s.linear(format, inputs, outputs, activation=number % 3)  # noqa: B023
 
             def add(s: Seed) -> None:
-                s.linear(format, inputs, inputs, add=s.last)  # noqa: B023
+                s.linear(format, inputs, inputs, layout="blocks", add=s.last)  # noqa: B023
 
             def embed(s: Seed) -> None:
                 s.op("prepend_token", s.codes(format, "rows", 1, inputs), s.bf16(1))  # noqa: B023
@@ -86,9 +96,9 @@ def seeds() -> Iterator[tuple[str, bytes]]:
             yield make(f"embedding-{format}", embed)
 
         def attention(s: Seed) -> None:
-            heads = 1 + number % 3  # noqa: B023
+            heads = 1 + number % 3 if rows > 1 else 1  # noqa: B023
             s.linear("pot4", inputs, 3 * heads * outputs)  # noqa: B023
-            s.op("attention", num_heads=heads, head_dim=outputs, logit_scale=0.3)  # noqa: B023
+            s.op("attention", num_heads=heads, head_dim=outputs, logit_scale=0.3, num_queries=number % 2)  # noqa: B023
 
         yield make("attention", attention)
         yield make("layer_norm", lambda s: s.op("layer_norm", s.bf16(s.cols), s.bf16(s.cols), eps=1e-6))

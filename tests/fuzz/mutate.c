@@ -79,8 +79,8 @@ static void change_tensor(draft *d) {
     }
     lil_tensor *t = &d->tensors[below(d->num_tensors)];
     switch (below(4)) {
-    case 0: t->format = (uint16_t)(LIL_FORMAT_F32 + below(5)); break;
-    case 1: t->layout ^= 1; break;
+    case 0: t->format = (uint16_t)(LIL_FORMAT_F32 + below(LIL_NUM_FORMATS - 1)); break;
+    case 1: t->layout = (uint16_t)below(LIL_NUM_LAYOUTS); break;
     case 2: t->rows = 1 + below(below(2) ? 8 : 40); break;
     default: t->cols = 1 + below(below(2) ? 8 : 40);
     }
@@ -124,7 +124,7 @@ static lil_op random_op(const draft *d, uint16_t kind) {
     op.a[0] = kind == LIL_LAYER_NORM ? floats[below(7)] : 1 + below(6);
     op.a[1] = 1 + below(8);
     op.a[2] = kind == LIL_ATTENTION ? floats[below(7)] : below(5);
-    op.a[3] = 1 + below(3);
+    op.a[3] = below(4);
     op.a[4] = below(3);
     return op;
 }

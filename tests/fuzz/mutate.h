@@ -31,8 +31,22 @@ static inline size_t align(size_t size, size_t alignment) {
     return (size + alignment - 1) / alignment * alignment;
 }
 
-/* Bytes that a tensor's record says it takes; 0 where format, layout or shape are not allowed or the bytes too many. */
-size_t tensor_bytes_of(const lil_tensor *tensor);
+/* The blocks of a tensor in `tiles` or `blocks`. */
+typedef struct grid {
+    size_t rows, cols;
+} grid;
+
+static inline grid grid_of(const lil_tensor *t) {
+    return (grid){align(t->rows, 16) / 16, align(t->cols, lil_block_cols(t->format)) / lil_block_cols(t->format)};
+}
+
+/* Bytes that a tensor takes by its record and, in `blocks`, by its index, of which `available` bytes may be read (values
+ * NULL: the most that it could take). 0 where format, layout or shape are not allowed, or the bytes too many. */
+size_t tensor_bytes_of(const lil_tensor *tensor, const uint8_t *values, size_t available);
+
+/* Give a tensor of a draft as many values as it takes, all of which its format allows; `is_scale`: none below 0. What was
+ * there stays where it can, what is new is random. */
+void make_values_valid(draft *d, uint32_t index, bool is_scale);
 
 /* Take a file apart. False where that cannot be done. */
 bool take_apart(draft *d, const uint8_t *file, size_t size);

@@ -5,49 +5,6 @@
 
 enum { MAX_ELEMENTS = 4096, NO_BUFFER = 65535, NO_TENSOR = 65535 };
 
-/* Whether the code at `at` bytes into a tensor's values, half `high`, is padding. */
-static bool is_padding(const lil_tensor *t, size_t at, bool high) {
-    const bool wide = t->format == LIL_INT8;
-    if (t->layout == LIL_ROWS) {
-        return !wide && high && t->cols % 2 != 0 && at % ((t->cols + 1) / 2) == (t->cols + 1) / 2 - 1;
-    }
-    const size_t tiles = align(t->cols, 8) / (wide ? 4 : 8); /* groups of 64 bytes along the inputs */
-    const size_t row = at / 64 / tiles * 16 + at % 64 / 4;
-    const size_t col = at / 64 % tiles * (wide ? 4 : 8) + at % 4 + (high ? 4 : 0);
-    return row >= t->rows || col >= t->cols;
-}
-
-/* Values of the right number that the format allows; `is_scale`: none below 0. New ones are random. */
-static void make_values_valid(draft *d, uint32_t index, bool is_scale) {
-    lil_tensor *t = &d->tensors[index];
-    uint8_t *values = d->values[index];
-    const size_t bytes = tensor_bytes_of(t);
-    for (size_t i = d->value_bytes[index]; i < bytes; i++) {
-        values[i] = (uint8_t)below(256);
-        if (t->format <= LIL_BF16 && i % (t->format == LIL_BF16 ? 2 : 4) == (t->format == LIL_BF16 ? 1u : 3u)) {
-            values[i] = (uint8_t)(0x3B + below(5) + (below(2) << 7)); /* mostly of a usual size */
-        }
-    }
-    d->value_bytes[index] = bytes;
-    for (size_t i = 0; i < bytes; i++) {
-        if (t->format <= LIL_BF16) {
-            const size_t width = t->format == LIL_BF16 ? 2 : 4;
-            const bool is_top = i % width == width - 1;
-            if (is_top && (values[i] & 0x7F) == 0x7F) {
-                values[i - 1] &= 0x7F; /* finite */
-            }
-            values[i] &= is_top && is_scale ? 0x7F : 0xFF;
-            continue;
-        }
-        if (t->format == LIL_INT8) {
-            values[i] = values[i] == 0x80 || is_padding(t, i, false) ? 0 : values[i];
-            continue;
-        }
-        values[i] &= (values[i] & 0x0F) == 0x08 || is_padding(t, i, false) ? 0xF0 : 0xFF;
-        values[i] &= (values[i] & 0xF0) == 0x80 || is_padding(t, i, true) ? 0x0F : 0xFF;
-    }
-}
-
 /* What make_valid has built so far: ops and buffers of the new program, and the new number of each old buffer. */
 typedef struct build {
     draft *d;
@@ -76,7 +33,8 @@ static uint16_t find(const build *b, uint16_t old, uint32_t dtype, uint32_t mult
 
 /* Whether a tensor is already what a slot wants. */
 static bool suits(const lil_tensor *t, const lil_tensor *wanted, bool is_codes) {
-    const bool format = is_codes ? t->format >= LIL_INT8 && t->format <= LIL_POT4 : t->format == wanted->format;
+    const bool format = is_codes ? t->format >= LIL_INT8 && t->format < LIL_NUM_FORMATS
+                                 : t->format == wanted->format;
     return format && t->layout == wanted->layout && t->rows == wanted->rows && t->cols == wanted->cols;
 }
 
@@ -90,14 +48,14 @@ static bool want_tensor(build *b, lil_op *op, int slot, bool is_codes, lil_tenso
             return false;
         }
         index = d->num_tensors++;
-        d->tensors[index] = (lil_tensor){.format = (uint16_t)(LIL_INT8 + below(3))};
+        d->tensors[index] = (lil_tensor){.format = (uint16_t)(LIL_INT8 + below(4))};
         d->value_bytes[index] = 0;
     }
     lil_tensor *t = &d->tensors[index];
-    if (is_codes && t->format >= LIL_INT8 && t->format <= LIL_POT4) {
+    if (is_codes && t->format >= LIL_INT8 && t->format < LIL_NUM_FORMATS) {
         wanted.format = t->format;
     }
-    if (tensor_bytes_of(&wanted) == 0) {
+    if (tensor_bytes_of(&wanted, NULL, 0) == 0) {
         return false;
     }
     *t = wanted;
@@ -144,12 +102,13 @@ static bool fit_product(build *b, const lil_buffer *x, lil_op *op, lil_buffer *y
     const lil_tensor *codes = &b->d->tensors[old];
     const uint32_t cols = x->cols - (codes->cols % 8 > 0 ? 8 - codes->cols % 8 : 0);
     const uint32_t rows = adds ? b->buffers[op->in[2]].cols : codes->rows % 80 + (codes->rows % 80 == 0);
+    const uint16_t layout = codes->layout == LIL_ROWS ? (uint16_t)(LIL_TILES + below(2)) : codes->layout;
     if (adds && b->buffers[op->in[2]].rows != x->rows) {
         return false;
     }
     op->a[0] = adds ? 0 : op->a[0] % 3;
     *y = (lil_buffer){LIL_F32, x->rows, rows, 0, 0};
-    return want_codes(b, op, LIL_TILES, rows, cols) &&
+    return want_codes(b, op, layout, rows, cols) &&
            want_vector(b, op, 1, LIL_BF16, rows, true) && want_vector(b, op, 2, LIL_BF16, rows, false);
 }
 
@@ -164,7 +123,8 @@ static bool fit_attention(const lil_buffer *x, lil_op *op, lil_buffer *y, lil_bu
     if (!lil_attention_layout(x->rows, op->a[1], &at)) {
         return false;
     }
-    *y = (lil_buffer){LIL_F32, x->rows, block, 0, 0};
+    op->a[3] %= x->rows;
+    *y = (lil_buffer){LIL_F32, op->a[3] > 0 ? op->a[3] : x->rows, block, 0, 0};
     *scratch = (lil_buffer){LIL_U8, 1, (uint32_t)at.bytes, 0, 0};
     return true;
 }
@@ -220,7 +180,7 @@ static bool fit(build *b, lil_op *op, lil_buffer y[LIL_NUM_OUTPUTS]) {
 /* Take over one op, if it can be made to fit. */
 static bool take_op(build *b, lil_op op) {
     static const uint8_t num_attributes[LIL_NUM_KINDS] = {
-        [LIL_UNFOLD] = 5, [LIL_LINEAR] = 1, [LIL_LAYER_NORM] = 1, [LIL_ATTENTION] = 3, [LIL_SELECT_ROW] = 1};
+        [LIL_UNFOLD] = 5, [LIL_LINEAR] = 1, [LIL_LAYER_NORM] = 1, [LIL_ATTENTION] = 4, [LIL_SELECT_ROW] = 1};
     lil_buffer y[LIL_NUM_OUTPUTS] = {{0}};
     const uint16_t old[LIL_NUM_OUTPUTS] = {op.out[0], op.out[1]};
     if (b->num_ops >= MAX_DRAFT_RECORDS || b->num_buffers + 2 > MAX_DRAFT_RECORDS || !fit(b, &op, y)) {

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent
 CORE = HERE.parents[1] / "src" / "lilliput" / "runtime" / "c"
-SOURCES = ("replay", "execute", "mutate", "draft", "repair")
+SOURCES = ("replay", "execute", "mutate", "draft", "repair", "values")
 FLAGS = ("-std=c11", "-O1", "-g", "-ffp-contract=off", "-Wall", "-Wextra", "-Wshadow", "-Werror")
 SANITIZE = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all")
 MUTATIONS = int(os.environ.get("LILLIPUT_MUTATIONS", "4000"))

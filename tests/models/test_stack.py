@@ -20,7 +20,7 @@ from lilliput.models.stack import (
 )
 from lilliput.program import mathfn
 
-FORMATS = ("int8", "int4", "pot4")
+FORMATS = ("int8", "int6", "int4", "pot4")
 
 
 def test_pot_rounds_to_the_nearest_value_not_the_nearest_exponent() -> None:

@@ -66,7 +66,7 @@ def test_instruction_set_equals_scalar(emulator: str, programs: Path, isa: str, 
     assert len(emulate(emulator, cpu, programs / "cases", isa, str(count), "1").splitlines()) == len(OPS)
 
 
-def test_dot_products_are_not_taken_where_the_processor_has_none(emulator: str, cases: Path) -> None:
+def test_dot_products_are_not_taken_where_the_processor_has_none(emulator: str, programs: Path) -> None:
     arguments = [emulator, "-cpu", "cortex-a53", str(programs / "cases"), "neondot", "1", "1"]
     assert subprocess.run(arguments, capture_output=True, check=False).returncode == 3
 

@@ -27,6 +27,7 @@ ROLES = ("weight", "bias", "norm", "embedding", "scale", "constant")
 MAX_SIDE = 2**24
 MAX_BYTES = 2**31 - 1
 MAX_RECORDS = 65535
+MAX_BLOCK_CODES = 2**28  # of all tensors in layout blocks, with what they leave out
 
 
 def _require(condition: bool, message: str) -> None:
@@ -102,7 +103,8 @@ def check_blocks_total(tensors: Iterable[tuple[str, str, int, int]]) -> None:
         if layout == "blocks" and format_name in WEIGHT_FORMATS:
             width = WEIGHT_FORMATS[format_name].block_cols
             total += round_up(rows, TILE_ROWS) * round_up(cols, width)
-    _require(total <= MAX_BYTES, f"tensors in layout blocks have {total} codes; at most {MAX_BYTES} are allowed")
+    allowed = MAX_BLOCK_CODES
+    _require(total <= allowed, f"tensors in layout blocks have {total} codes; at most {allowed} are allowed")
 
 
 def check_stored_bytes(stored: int) -> None:

@@ -248,7 +248,7 @@ lil_status lil_check_tensors(lil_model *model, uint64_t constants_bytes) {
             return lil_refuse(model, LIL_BAD_GAP, LIL_SECTION_CONSTANTS);
         }
         codes_in_blocks += tensor.layout == LIL_BLOCKS ? block_codes(&tensor) : 0;
-        if (codes_in_blocks > LIL_MAX_BYTES) {
+        if (codes_in_blocks > LIL_MAX_BLOCK_CODES) {
             return lil_refuse(model, LIL_BAD_TENSOR, i);
         }
         const uint8_t *data = model->constants + start;

@@ -16,7 +16,8 @@
 #define LIL_FILE_ALIGNMENT 64u
 #define LIL_MAX_DIMENSION (1u << 24) /* rows, cols */
 #define LIL_MAX_DEPTH 65536u         /* K of an integer product: 65536 * 127 * 127 < 2^31 */
-#define LIL_MAX_BYTES 0x7FFFFFFFu    /* a buffer's, a tensor's, the arena's; codes of all tensors in `blocks` */
+#define LIL_MAX_BYTES 0x7FFFFFFFu    /* a buffer's, a tensor's, the arena's */
+#define LIL_MAX_BLOCK_CODES (1u << 28) /* of all tensors in `blocks`, with what they leave out */
 #define LIL_MAX_RECORDS 65535u
 #define LIL_NUM_SECTIONS 6u
 #define LIL_NUM_INPUTS 3

@@ -15,6 +15,12 @@
 
 enum { FEW = 4 }; /* as many queries or fewer are faster one by one */
 
+#ifndef LIL_KEYS /* a simd_lanes_*.h with fewer registers has its own. What is multiplied together: */
+#define LIL_KEYS 8   /* keys by 16 queries; */
+#define LIL_MIXED 8  /* queries */
+#define LIL_SLICES 2 /* by so many times 16 dims of the values */
+#endif
+
 typedef struct head {
     size_t num_tokens;
     size_t head_dim;
@@ -97,7 +103,7 @@ static void quantize_values(const head *h) {
 
 /* scores[j] = s[j] of 16 queries, whose scales times logit_scale are c; gives the largest. */
 LIL_INLINE lanes score(const head *h, lanes c) {
-    enum { KEYS = 8 }; /* together; those past the last key get scores that nobody looks at */
+    enum { KEYS = LIL_KEYS }; /* together; those past the last key get scores that nobody looks at */
     const size_t n = h->num_tokens;
     lanes largest = lanes_zero();
     for (size_t j0 = 0; j0 < n; j0 += KEYS) {
@@ -129,6 +135,25 @@ LIL_INLINE lanes score(const head *h, lanes c) {
     return largest;
 }
 
+/* For `count` (a literal) keys from number j on: score to e * value scale. */
+LIL_INLINE lanes exponentials(const head *h, lanes largest, size_t j, size_t count, float sums[16][16], lanes w) {
+    lanes e[LIL_CHAINS];
+    LIL_UNROLL
+    for (size_t i = 0; i < count; i++) {
+        e[i] = lanes_sub(lanes_load(h->scores + 16 * (j + i)), largest);
+    }
+    lanes_exp(e, count);
+    LIL_UNROLL
+    for (size_t i = 0; i < count; i++) {
+        float *sum = sums[(j + i) % 16];
+        lanes_store(sum, lanes_add(lanes_load(sum), e[i]));
+        e[i] = lanes_mul(e[i], lanes_set(h->value_scales[j + i]));
+        lanes_store(h->scores + 16 * (j + i), e[i]);
+        w = lanes_max(e[i], w);
+    }
+    return w;
+}
+
 /* Turn scores into the levels that multiply the values; gives their scales, 0 where all levels are to count as 0. */
 LIL_INLINE lanes weigh(const head *h, lanes largest) {
     const size_t n = h->num_tokens;
@@ -137,20 +162,20 @@ LIL_INLINE lanes weigh(const head *h, lanes largest) {
         lanes_store(sums[i], lanes_zero());
     }
     lanes w = lanes_zero();
-    for (size_t j = 0; j < n; j++) {
-        const lanes e = lanes_exp(lanes_sub(lanes_load(h->scores + 16 * j), largest));
-        const lanes g = lanes_mul(e, lanes_set(h->value_scales[j]));
-        lanes_store(sums[j % 16], lanes_add(lanes_load(sums[j % 16]), e));
-        lanes_store(h->scores + 16 * j, g);
-        w = lanes_max(g, w);
+    size_t j = 0;
+    for (; j + LIL_CHAINS <= n; j += LIL_CHAINS) {
+        w = exponentials(h, largest, j, LIL_CHAINS, sums, w);
+    }
+    for (; j < n; j++) {
+        w = exponentials(h, largest, j, 1, sums, w);
     }
     for (size_t width = 8; width > 0; width /= 2) {
-        for (size_t j = 0; j < width; j++) {
-            lanes_store(sums[j], lanes_add(lanes_load(sums[j]), lanes_load(sums[j + width])));
+        for (size_t i = 0; i < width; i++) {
+            lanes_store(sums[i], lanes_add(lanes_load(sums[i]), lanes_load(sums[i + width])));
         }
     }
     const lanes top = lanes_set(127.0f), inverse = lanes_div(top, w);
-    for (size_t j = 0; j < n; j += 4) {
+    for (j = 0; j < n; j += 4) {
         lanes_i32 p[4];
         LIL_UNROLL
         for (size_t i = 0; i < 4; i++) { /* g * inverse cannot pass 127 by as much as 0.5; NaN becomes 0 */
@@ -173,13 +198,13 @@ LIL_INLINE void store_output(const head *h, lanes_i32 sum, float scale, size_t d
     }
 }
 
-/* Outputs of `count` (1..8) queries, dims [d, d + 16 * slices); their weights are 4 tokens each, `stride` bytes from
+/* Outputs of `count` (1..LIL_MIXED) queries, dims [d, d + 16 * slices); their weights are 4 tokens each, `stride` bytes from
  * one four to the next. Counts and stride are literals at each call. */
 LIL_INLINE void mix(const head *h, const float *scale, const int8_t *weights, size_t stride, size_t count, size_t d,
                     size_t slices, float *y) {
     const size_t fours = (h->num_tokens + 3) / 4;
     const int8_t *values = h->values + 64 * (d / 16 * fours);
-    lanes_i32 acc[2][8];
+    lanes_i32 acc[2][LIL_MIXED];
     LIL_UNROLL
     for (size_t q = 0; q < count; q++) {
         acc[0][q] = acc[1][q] = lanes_i32_set(0);
@@ -207,9 +232,10 @@ LIL_INLINE void mix(const head *h, const float *scale, const int8_t *weights, si
 /* All dims of `count` queries; `count` and `stride` as for mix. */
 LIL_INLINE void mix_all(const head *h, const float *scale, const int8_t *weights, size_t stride, size_t count,
                         float *y) {
+    const size_t slices = count == 1 ? 2 : LIL_SLICES;
     size_t d = 0;
-    for (; d + 16 < h->width; d += 32) {
-        mix(h, scale, weights, stride, count, d, 2, y);
+    for (; d + 16 * slices <= h->width; d += 16 * slices) {
+        mix(h, scale, weights, stride, count, d, slices, y);
     }
     if (d < h->width) {
         mix(h, scale, weights, stride, count, d, 1, y);
@@ -224,8 +250,8 @@ static void attend(const head *h, size_t q0, size_t count) {
     const lanes c = lanes_mul(lanes_load(scale), lanes_set(h->logit_scale));
     lanes_store(scale, weigh(h, score(h, c)));
     size_t q = 0;
-    for (; q + 8 <= count; q += 8) {
-        mix_all(h, scale + q, h->probabilities + 4 * q, 64, 8, y + q * h->out_stride);
+    for (; q + LIL_MIXED <= count; q += LIL_MIXED) {
+        mix_all(h, scale + q, h->probabilities + 4 * q, 64, LIL_MIXED, y + q * h->out_stride);
     }
     for (; q < count; q++) {
         mix_all(h, scale + q, h->probabilities + 4 * q, 64, 1, y + q * h->out_stride);
@@ -262,7 +288,9 @@ static float weigh_one(const head *h, lanes largest) {
     const size_t n = h->num_tokens;
     lanes sum = lanes_zero(), top = lanes_zero();
     for (size_t j = 0; j < n; j += 16) {
-        const lanes e = lanes_first(lanes_exp(lanes_sub(lanes_load(h->scores + j), largest)), lanes_zero(), n - j);
+        lanes e = lanes_sub(lanes_load(h->scores + j), largest);
+        lanes_exp(&e, 1);
+        e = lanes_first(e, lanes_zero(), n - j);
         const lanes g = lanes_mul(e, lanes_load(h->value_scales + j));
         sum = lanes_add(sum, e);
         top = lanes_max(g, top);

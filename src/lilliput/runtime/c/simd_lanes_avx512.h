@@ -10,6 +10,9 @@
 
 #define LIL_INLINE static inline __attribute__((always_inline))
 
+/* Chains of dependent operations that are worked on together. */
+#define LIL_CHAINS 4
+
 typedef __m512 lanes;
 typedef __m512i lanes_i32;
 

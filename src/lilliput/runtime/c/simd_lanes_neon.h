@@ -22,6 +22,9 @@ typedef struct lanes_i32 {
 #define LIL_MIXED 4
 #define LIL_SLICES 1
 
+/* Chains of dependent operations that are worked on together: one, which here is four registers. */
+#define LIL_CHAINS 1
+
 /* Return four registers, each made by `expression` of `i`. Written out, with constants: compilers that leave such a
  * loop as it is would put the registers into memory. */
 #define LANES_EACH(type, expression)                                                                                  \

@@ -9,19 +9,37 @@
 #error "include one simd_lanes_*.h first"
 #endif
 
-/* e^x for x <= 0 or NaN (then e^-87). */
-LIL_INLINE lanes lanes_exp(lanes x) {
+/* x[i] = e^x[i] for x[i] <= 0 or NaN (then e^-87), step by step for all n (1..LIL_CHAINS, a literal): a processor
+ * looks ahead too little to find the next chain of so many dependent operations by itself. */
+LIL_INLINE void lanes_exp(lanes *x, size_t n) {
     const lanes magic = lanes_set(12582912.0f); /* 1.5 * 2^23: adding it rounds, see lil_rint */
-    x = lanes_max(x, lanes_set(-87.0f));
-    const lanes biased = lanes_add(lanes_mul(x, lanes_set(LIL_LOG2E)), magic);
-    const lanes n = lanes_sub(biased, magic);
-    const lanes r = lanes_sub(lanes_sub(x, lanes_mul(n, lanes_set(LIL_LN2_HI))), lanes_mul(n, lanes_set(LIL_LN2_LO)));
-    lanes p = lanes_set(LIL_EXP_C[0]);
+    lanes biased[LIL_CHAINS], p[LIL_CHAINS];
     LIL_UNROLL
-    for (int i = 1; i < 6; i++) {
-        p = lanes_add(lanes_mul(p, r), lanes_set(LIL_EXP_C[i]));
+    for (size_t i = 0; i < n; i++) {
+        x[i] = lanes_max(x[i], lanes_set(-87.0f));
     }
-    return lanes_times_power(p, biased); /* p is 0.7 to 1.5 and n >= -126, where p > 1: a normal number */
+    LIL_UNROLL
+    for (size_t i = 0; i < n; i++) {
+        biased[i] = lanes_add(lanes_mul(x[i], lanes_set(LIL_LOG2E)), magic);
+    }
+    LIL_UNROLL
+    for (size_t i = 0; i < n; i++) {
+        const lanes whole = lanes_sub(biased[i], magic);
+        const lanes high = lanes_mul(whole, lanes_set(LIL_LN2_HI)), low = lanes_mul(whole, lanes_set(LIL_LN2_LO));
+        x[i] = lanes_sub(lanes_sub(x[i], high), low);
+        p[i] = lanes_set(LIL_EXP_C[0]);
+    }
+    LIL_UNROLL
+    for (int c = 1; c < 6; c++) {
+        LIL_UNROLL
+        for (size_t i = 0; i < n; i++) {
+            p[i] = lanes_add(lanes_mul(p[i], x[i]), lanes_set(LIL_EXP_C[c]));
+        }
+    }
+    LIL_UNROLL
+    for (size_t i = 0; i < n; i++) { /* p is 0.7 to 1.5 and 2^-126 or more, where p > 1: a normal number */
+        x[i] = lanes_times_power(p[i], biased[i]);
+    }
 }
 
 LIL_INLINE lanes lanes_relu(lanes x) {
@@ -33,9 +51,14 @@ LIL_INLINE lanes lanes_gelu(lanes x) {
     const lanes u = lanes_min(lanes_max(scaled, lanes_zero()), lanes_set(31.999998f));
     const lanes_i32 k = lanes_truncate(u);
     const lanes t = lanes_sub(u, lanes_from_i32(k));
-    lanes h = lanes_add(lanes_mul(lanes_look_up(LIL_GELU_C3, k), t), lanes_look_up(LIL_GELU_C2, k));
-    h = lanes_add(lanes_mul(h, t), lanes_look_up(LIL_GELU_C1, k));
-    h = lanes_add(lanes_mul(h, t), lanes_look_up(LIL_GELU_C0, k));
+#ifdef LIL_LOOK_UP_FOURS /* four values that lie together are faster to find than four times one */
+    lanes c[4];
+    lanes_look_up_fours(LIL_GELU_C, k, c);
+#else
+    const lanes c[4] = {lanes_look_up(LIL_GELU_C3, k), lanes_look_up(LIL_GELU_C2, k), lanes_look_up(LIL_GELU_C1, k),
+                        lanes_look_up(LIL_GELU_C0, k)};
+#endif
+    const lanes h = lanes_add(lanes_mul(lanes_add(lanes_mul(lanes_add(lanes_mul(c[0], t), c[1]), t), c[2]), t), c[3]);
     return lanes_sub(lanes_relu(x), h);
 }
 
