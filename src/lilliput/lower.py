@@ -1,5 +1,6 @@
 """Lowering: from a quantised torch model to the program that the device executes (docs/format.md)."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -151,7 +152,7 @@ class _Lowering:
             [qkv],
             num_heads=attention.num_heads,
             head_dim=attention.head_dim,
-            logit_scale=attention.logit_scale,
+            logit_scale=attention.logit_scale * math.log2(math.e),  # the format's logits are to base 2
             num_queries=num_queries,
         )
         return self._linear(f"{name}.proj", attention.proj, context, residual=residual)

@@ -43,7 +43,7 @@ from lilliput.train.display import TrainingDisplay
 from lilliput.train.loop import Task, derive_seed, fit, predict
 
 # Part of every key, with the version of Lilliput: raise it when a stage computes something else from the same settings.
-PIPELINE_VERSION = 3
+PIPELINE_VERSION = 4
 
 # What a finished stage leaves in the run's folder (training stages: `model.json` and `model.safetensors` in their own).
 PRODUCTS: dict[str, tuple[str, ...]] = {

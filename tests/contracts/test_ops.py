@@ -61,12 +61,12 @@ def page_quantize_row(x: Sequence[F]) -> tuple[list[int], F]:
     return [int(np.rint(page_clamp(value * inv, -LIMIT, LIMIT))) for value in x], m / LIMIT
 
 
-def page_exp(x: F) -> F:
-    x = page_clamp(x, F(-87), F(88))
-    n = np.rint(x * mathfn.LOG2E)
-    r = (x - n * mathfn.LN2_HI) - n * mathfn.LN2_LO
-    p = mathfn.EXP_C[0]
-    for c in mathfn.EXP_C[1:]:
+def page_exp2(x: F) -> F:
+    x = x if x >= F(-126) else F(-126)
+    n = np.rint(x)
+    r = x - n
+    p = mathfn.EXP2_C[0]
+    for c in mathfn.EXP2_C[1:]:
         p = p * r + c
     return F(p * F(2.0 ** int(n)))
 
@@ -123,7 +123,7 @@ def page_attention(inputs: Sequence[Array], tensors: Sequence[Array], attributes
             dots = [sum(a * b for a, b in zip(q[i][0], k[j][0], strict=True)) for j in range(tokens)]
             s = [(F(dots[j]) * c) * k[j][1] for j in range(tokens)]
             m = page_max(s, s[0])
-            e = [page_exp(value - m) for value in s]
+            e = [page_exp2(value - m) for value in s]
             z = page_sum(e)
             g = [e[j] * v[j][1] for j in range(tokens)]
             w = page_max(g, ZERO)

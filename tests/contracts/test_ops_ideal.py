@@ -76,14 +76,15 @@ def ideal_attention(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any]
     q, k, v = i[0].astype(np.float64).reshape(batch, tokens, 3, heads, width).transpose(2, 0, 3, 1, 4)
     q = q[:, :, : a["num_queries"] or tokens]
     q_step, k_step, v_step = (np.abs(x).max(axis=3, keepdims=True) / 127 for x in (q, k, v))
-    logits = a["logit_scale"] * q @ k.swapaxes(2, 3)
+    logit_scale = a["logit_scale"] * np.log(2)  # the format's logits are to base 2
+    logits = logit_scale * q @ k.swapaxes(2, 3)
     k_step_row = k_step.swapaxes(2, 3)
     off = np.abs(q).sum(axis=3, keepdims=True) * k_step_row / 2 + q_step / 2 * np.abs(k).sum(axis=3)[:, :, None]
-    off = (a["logit_scale"] * (off + width * q_step * k_step_row / 4)).max(axis=3, keepdims=True)
+    off = (logit_scale * (off + width * q_step * k_step_row / 4)).max(axis=3, keepdims=True)
     e = np.exp(logits - logits.max(axis=3, keepdims=True))
     z = e.sum(axis=3, keepdims=True)
     biggest, v_biggest_step = np.abs(v).max(axis=2, keepdims=True), v_step.max(axis=2, keepdims=True)
-    bound = biggest * np.expm1(2 * off) + v_biggest_step / 2 + tokens * v_biggest_step / 2 / z * np.exp(2 * off) + 1e-5
+    bound = biggest * np.expm1(2 * off) + v_biggest_step / 2 + tokens * v_biggest_step / 2 / z * np.exp(2 * off) + 3e-4 * biggest + 1e-5
     join = (batch, q.shape[2], heads * width)
     return [((e / z) @ v).swapaxes(1, 2).reshape(join)], [bound.swapaxes(1, 2).reshape(join)]
 

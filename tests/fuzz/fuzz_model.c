@@ -4,7 +4,7 @@
 #include "execute.h"
 #include "mutate.h"
 
-enum { MAX_WORK = 60000 };
+enum { MAX_WORK = 100000 };
 
 int LLVMFuzzerInitialize(int *argc, char ***argv);
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t capacity);

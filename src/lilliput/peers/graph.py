@@ -4,6 +4,7 @@ What is quantised at run time in the program stays float here, so this is the mo
 whose predictions the engines are compared with.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -271,7 +272,7 @@ class _Translation:
 
     def attention(self, op: Op) -> nn.Module:
         num_heads, head_dim, logit_scale, num_queries = op.attributes.values()
-        sizes = (int(num_heads), int(head_dim), float(logit_scale), int(num_queries))
+        sizes = (int(num_heads), int(head_dim), float(logit_scale) * math.log(2), int(num_queries))  # base 2 to base e
         return Attention(*sizes, explicit=self.explicit_attention)
 
     def prepend_token(self, op: Op) -> nn.Module:

@@ -17,7 +17,7 @@ from lilliput.program.mathfn import (
     Float,
     Int8,
     clamp,
-    exp,
+    exp2,
     gelu,
     lane_sum,
     max_from_first,
@@ -125,7 +125,7 @@ def _attend(q: Float, k: Float, v: Float, logit_scale: np.float32) -> Float:
     logits *= q_scale * logit_scale
     logits *= k_scale.swapaxes(1, 2)
     logits -= max_from_first(logits)[..., None]
-    e = exp(logits)
+    e = exp2(logits)
     z = lane_sum(e)[..., None]
     g = e * v_scale.swapaxes(1, 2)
     w = max_from_zero(g)[..., None]

@@ -37,14 +37,14 @@ static inline float lil_relu(float x) {
     return x > 0.0f ? x : 0.0f;
 }
 
-/* e^x, clamped to [e^-87, e^88]; relative error at most 4e-7. */
-static inline float lil_exp(float x) {
-    x = lil_clamp(x, -87.0f, 88.0f);
-    const float n = lil_rint(x * LIL_LOG2E); /* -126..127: 2^n is a normal number */
-    const float r = (x - n * LIL_LN2_HI) - n * LIL_LN2_LO;
-    float p = LIL_EXP_C[0];
-    for (int i = 1; i < 6; i++) {
-        p = p * r + LIL_EXP_C[i];
+/* 2^x for x <= 0, or 2^-126 for x below -126 and for NaN; relative error at most 1.1e-4. */
+static inline float lil_exp2(float x) {
+    x = x >= -126.0f ? x : -126.0f;
+    const float n = lil_rint(x); /* 2^n is a normal number */
+    const float r = x - n;
+    float p = LIL_EXP2_C[0];
+    for (int i = 1; i < 4; i++) {
+        p = p * r + LIL_EXP2_C[i];
     }
     return p * lil_float_from_bits((uint32_t)((int32_t)n + 127) << 23);
 }

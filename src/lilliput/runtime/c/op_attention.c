@@ -77,7 +77,7 @@ static bool weigh(const head *h, float *scale) {
         largest = s[j] > largest ? s[j] : largest;
     }
     for (size_t j = 0; j < n; j++) {
-        s[j] = lil_exp(s[j] - largest);
+        s[j] = lil_exp2(s[j] - largest);
     }
     const float sum = lil_sum(s, n);
     float w = 0.0f;

@@ -142,7 +142,7 @@ LIL_INLINE lanes exponentials(const head *h, lanes largest, size_t j, size_t cou
     for (size_t i = 0; i < count; i++) {
         e[i] = lanes_sub(lanes_load(h->scores + 16 * (j + i)), largest);
     }
-    lanes_exp(e, count);
+    lanes_exp2(e, count);
     LIL_UNROLL
     for (size_t i = 0; i < count; i++) {
         float *sum = sums[(j + i) % 16];
@@ -289,7 +289,7 @@ static float weigh_one(const head *h, lanes largest) {
     lanes sum = lanes_zero(), top = lanes_zero();
     for (size_t j = 0; j < n; j += 16) {
         lanes e = lanes_sub(lanes_load(h->scores + j), largest);
-        lanes_exp(&e, 1);
+        lanes_exp2(&e, 1);
         e = lanes_first(e, lanes_zero(), n - j);
         const lanes g = lanes_mul(e, lanes_load(h->value_scales + j));
         sum = lanes_add(sum, e);

@@ -2,5 +2,31 @@
 #include "lil_isa.h"
 
 #if LIL_X86
-const lil_kernel_table lil_kernels_avx2 = {0};
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#else
+#pragma GCC target("avx2")
+#endif
+
+#include "simd_lanes_avx2.h"
+#include "simd_rows.h"
+#include "simd_attention.h"
+#include "simd_linear_avx2.h"
+
+const lil_kernel_table lil_kernels_avx2 = {
+    [LIL_NORMALIZE] = normalize,
+    [LIL_UNFOLD] = unfold,
+    [LIL_QUANTIZE] = quantize,
+    [LIL_LINEAR] = linear,
+    [LIL_LINEAR_ADD] = linear_add,
+    [LIL_LAYER_NORM] = layer_norm,
+    [LIL_ATTENTION] = attention,
+    [LIL_PREPEND_TOKEN] = prepend_token,
+    [LIL_ADD_POSITIONS] = add_positions,
+    [LIL_MEAN_ROWS] = mean_rows,
+};
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 #endif

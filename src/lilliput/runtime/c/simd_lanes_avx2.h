@@ -17,7 +17,8 @@ typedef struct lanes_i32 {
     __m256i low, high;
 } lanes_i32;
 
-/* How many keys and queries attention takes together: what 16 registers hold. */
+/* What 16 registers hold: chains of dependent operations side by side, and what attention multiplies together. */
+#define LIL_CHAINS 2
 #define LIL_KEYS 4
 #define LIL_MIXED 4
 #define LIL_SLICES 1
@@ -175,9 +176,32 @@ LIL_INLINE __m256 lanes_add_exponent(__m256 p, __m256 biased) {
 LIL_INLINE lanes lanes_times_power(lanes p, lanes biased) {
     return (lanes){lanes_add_exponent(p.low, biased.low), lanes_add_exponent(p.high, biased.high)};
 }
-/* table[k] of 32, for each lane. */
-LIL_INLINE lanes lanes_look_up(const float table[32], lanes_i32 k) {
-    return (lanes){_mm256_i32gather_ps(table, k.low, 4), _mm256_i32gather_ps(table, k.high, 4)};
+/* Lane i of x[c]: table[k[i]][c]. Eight loads of four and a transposition take less than four gathers. */
+#define LIL_LOOK_UP_FOURS
+LIL_INLINE void lanes_look_up_8(const float table[32][4], __m256i k, __m256 x[4]) {
+    _Alignas(32) uint32_t at[8]; /* of each lane the first of its four floats */
+    __m256 fours[4];             /* lane i's in the lower, lane i + 4's in the upper half */
+    _mm256_store_si256((__m256i *)(void *)at, _mm256_slli_epi32(k, 2));
+    LIL_UNROLL
+    for (size_t i = 0; i < 4; i++) {
+        const __m256 low = _mm256_castps128_ps256(_mm_loadu_ps(table[0] + at[i]));
+        fours[i] = _mm256_insertf128_ps(low, _mm_loadu_ps(table[0] + at[i + 4]), 1);
+    }
+    const __m256 a = _mm256_unpacklo_ps(fours[0], fours[1]), b = _mm256_unpackhi_ps(fours[0], fours[1]);
+    const __m256 c = _mm256_unpacklo_ps(fours[2], fours[3]), d = _mm256_unpackhi_ps(fours[2], fours[3]);
+    x[0] = _mm256_shuffle_ps(a, c, 0x44);
+    x[1] = _mm256_shuffle_ps(a, c, 0xEE);
+    x[2] = _mm256_shuffle_ps(b, d, 0x44);
+    x[3] = _mm256_shuffle_ps(b, d, 0xEE);
+}
+LIL_INLINE void lanes_look_up_fours(const float table[32][4], lanes_i32 k, lanes x[4]) {
+    __m256 low[4], high[4];
+    lanes_look_up_8(table, k.low, low);
+    lanes_look_up_8(table, k.high, high);
+    LIL_UNROLL
+    for (size_t c = 0; c < 4; c++) {
+        x[c] = (lanes){low[c], high[c]};
+    }
 }
 
 /* Bytes, bf16 and codes to lanes; int32 lanes to bytes. */

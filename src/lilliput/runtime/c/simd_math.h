@@ -9,35 +9,27 @@
 #error "include one simd_lanes_*.h first"
 #endif
 
-/* x[i] = e^x[i] for x[i] <= 0 or NaN (then e^-87), step by step for all n (1..LIL_CHAINS, a literal): a processor
+/* x[i] = 2^x[i] for x[i] <= 0 or NaN (then 2^-126), step by step for all n (1..LIL_CHAINS, a literal): a processor
  * looks ahead too little to find the next chain of so many dependent operations by itself. */
-LIL_INLINE void lanes_exp(lanes *x, size_t n) {
+LIL_INLINE void lanes_exp2(lanes *x, size_t n) {
     const lanes magic = lanes_set(12582912.0f); /* 1.5 * 2^23: adding it rounds, see lil_rint */
     lanes biased[LIL_CHAINS], p[LIL_CHAINS];
     LIL_UNROLL
     for (size_t i = 0; i < n; i++) {
-        x[i] = lanes_max(x[i], lanes_set(-87.0f));
+        x[i] = lanes_max(x[i], lanes_set(-126.0f));
+        biased[i] = lanes_add(x[i], magic);
+        x[i] = lanes_sub(x[i], lanes_sub(biased[i], magic));
+        p[i] = lanes_set(LIL_EXP2_C[0]);
     }
     LIL_UNROLL
-    for (size_t i = 0; i < n; i++) {
-        biased[i] = lanes_add(lanes_mul(x[i], lanes_set(LIL_LOG2E)), magic);
-    }
-    LIL_UNROLL
-    for (size_t i = 0; i < n; i++) {
-        const lanes whole = lanes_sub(biased[i], magic);
-        const lanes high = lanes_mul(whole, lanes_set(LIL_LN2_HI)), low = lanes_mul(whole, lanes_set(LIL_LN2_LO));
-        x[i] = lanes_sub(lanes_sub(x[i], high), low);
-        p[i] = lanes_set(LIL_EXP_C[0]);
-    }
-    LIL_UNROLL
-    for (int c = 1; c < 6; c++) {
+    for (int c = 1; c < 4; c++) {
         LIL_UNROLL
         for (size_t i = 0; i < n; i++) {
-            p[i] = lanes_add(lanes_mul(p[i], x[i]), lanes_set(LIL_EXP_C[c]));
+            p[i] = lanes_add(lanes_mul(p[i], x[i]), lanes_set(LIL_EXP2_C[c]));
         }
     }
     LIL_UNROLL
-    for (size_t i = 0; i < n; i++) { /* p is 0.7 to 1.5 and 2^-126 or more, where p > 1: a normal number */
+    for (size_t i = 0; i < n; i++) { /* p is 0.7 to 1.5, and above 1 where n is -126: a normal number */
         x[i] = lanes_times_power(p[i], biased[i]);
     }
 }
