@@ -84,7 +84,13 @@ def ideal_attention(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any]
     e = np.exp(logits - logits.max(axis=3, keepdims=True))
     z = e.sum(axis=3, keepdims=True)
     biggest, v_biggest_step = np.abs(v).max(axis=2, keepdims=True), v_step.max(axis=2, keepdims=True)
-    bound = biggest * np.expm1(2 * off) + v_biggest_step / 2 + tokens * v_biggest_step / 2 / z * np.exp(2 * off) + 3e-4 * biggest + 1e-5
+    bound = (
+        biggest * np.expm1(2 * off)
+        + v_biggest_step / 2
+        + tokens * v_biggest_step / 2 / z * np.exp(2 * off)
+        + 3e-4 * biggest
+        + 1e-5
+    )
     join = (batch, q.shape[2], heads * width)
     return [((e / z) @ v).swapaxes(1, 2).reshape(join)], [bound.swapaxes(1, 2).reshape(join)]
 

@@ -203,9 +203,7 @@ def test_mutants(program: Path, good_file: bytes, tmp_path: Path, how: str) -> N
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_each_class_of_vulnerabilities_has_its_files(
-    all_hostile_files: "tuple[HostileFile, ...]", name: str
-) -> None:
+def test_each_class_of_vulnerabilities_has_its_files(all_hostile_files: "tuple[HostileFile, ...]", name: str) -> None:
     """That they are refused, in Python and in C: test_artifact_hostile.py, runtime/test_open.py."""
     known = {file.name for file in all_hostile_files if not file.metadata_only}
     _, files = CLASSES[name]

@@ -15,7 +15,7 @@ from lilliput.program import mathfn
 from lilliput.program.mathfn import Float
 
 ROOT = Path(__file__).parents[2]
-CONSTANTS = ("LOG2E", "LN2_HI", "LN2_LO", "EXP_C", "GELU_INV_STEP", "GELU_C3", "GELU_C2", "GELU_C1", "GELU_C0")
+CONSTANTS = ("EXP2_C", "GELU_INV_STEP", "GELU_C3", "GELU_C2", "GELU_C1", "GELU_C0")
 
 
 def exact_gelu(x: Float) -> np.ndarray:

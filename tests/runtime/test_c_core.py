@@ -66,7 +66,17 @@ def test_core_needs_libc_alone_and_writes_no_globals(compiler: str, tmp_path: Pa
         pytest.skip("no binutils")
     sources = sorted(CORE.glob("*.c"))
     subprocess.run([compiler, *FLAGS, "-fno-stack-protector", "-c", *map(str, sources)], check=True, cwd=tmp_path)
-    allowed = {"memcmp", "memcpy", "memset", "sqrtf", "fegetenv", "fesetenv", "getauxval", "syscall", "_GLOBAL_OFFSET_TABLE_"}
+    allowed = {
+        "memcmp",
+        "memcpy",
+        "memset",
+        "sqrtf",
+        "fegetenv",
+        "fesetenv",
+        "getauxval",
+        "syscall",
+        "_GLOBAL_OFFSET_TABLE_",
+    }
     for source in sources:
         target = tmp_path / f"{source.stem}.o"
         needed = subprocess.run(["nm", "-u", target], capture_output=True, text=True, check=True).stdout.split()[1::2]

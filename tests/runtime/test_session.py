@@ -472,7 +472,9 @@ print("the same" if session.run(image).tobytes() == before else "another result"
 @pytest.mark.parametrize("how", ["cut", "records", "constants"])
 def test_a_file_that_changes_in_place(model_path: Path, how: str) -> None:
     """A session goes on with the file that it verified."""
-    result = subprocess.run([sys.executable, "-c", CHANGED, model_path, how], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", CHANGED, model_path, how], capture_output=True, text=True, check=False
+    )
     assert (result.returncode, result.stdout) == (0, "the same\n"), result.stderr
 
 

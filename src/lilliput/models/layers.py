@@ -4,12 +4,17 @@ Every matrix product with weights is a `Linear` of this module (convolutions and
 `Linear`), so one list of `Linear`s is what pruning, quantisation and lowering see.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lilliput.config import LayerSettings
 from lilliput.models.stack import WeightQuantizer, layer_of, quantize_rows, round_ste
+from lilliput.program import mathfn
+
+LOG2E = math.log2(math.e)
 
 
 class Linear(nn.Linear):
@@ -74,13 +79,23 @@ class Attention(nn.Module):
         return self.proj(context.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.head_dim))
 
 
+def exp2(x: Tensor) -> Tensor:
+    """The program's 2^x for x <= 0: a cubic between the whole powers (docs/format.md)."""
+    x = x.clamp(min=float(mathfn.EXP2_MIN))
+    n = x.detach().round()
+    p = torch.full_like(x, float(mathfn.EXP2_C[0]))
+    for c in mathfn.EXP2_C[1:]:
+        p = p * (x - n) + float(c)
+    return torch.ldexp(p, n)
+
+
 def integer_attention(q: Tensor, k: Tensor, v: Tensor, logit_scale: float) -> Tensor:
     """The program's `attention` op on [B, H, T, head_dim]: both products on integer levels, one scale a token."""
     q_levels, q_scale = quantize_rows(q)
     k_levels, k_scale = quantize_rows(k)
     v_levels, v_scale = quantize_rows(v)
-    logits = (q_levels @ k_levels.transpose(-1, -2)) * (q_scale * logit_scale) * k_scale.transpose(-1, -2)
-    exponentials = torch.exp(logits - logits.amax(dim=-1, keepdim=True).detach())
+    logits = (q_levels @ k_levels.transpose(-1, -2)) * (q_scale * (logit_scale * LOG2E)) * k_scale.transpose(-1, -2)
+    exponentials = exp2(logits - logits.amax(dim=-1, keepdim=True).detach())
     weighted = exponentials * v_scale.transpose(-1, -2)
     levels, scale = quantize_rows(weighted)
     return (levels @ v_levels) * (scale / exponentials.sum(dim=-1, keepdim=True))
