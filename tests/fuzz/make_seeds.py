@@ -1,4 +1,4 @@
-"""Writes the fuzzer's seeds: small programs that together hold every op, format, layout and activation, odd shapes first.
+"""Writes the fuzzer's seeds: small programs that together hold every op, format, layout and activation.
 
 `python tests/fuzz/make_seeds.py FOLDER`.
 """
@@ -41,7 +41,9 @@ class Seed:
         return self._tensor("bf16", "rows", round_bf16(self.rng.uniform(0, 0.1, (1, count)).astype(np.float32)))
 
     def op(self, kind: str, *tensors: int, **attributes: float) -> None:
-        self.last = self.builder.emit(kind, [self.last], tensors, **attributes)
+        result = self.builder.emit(kind, [self.last], tensors, None, **attributes)
+        assert isinstance(result, int)
+        self.last = result
 
     def linear(
         self,

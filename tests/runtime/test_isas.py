@@ -25,7 +25,7 @@ BATCH = 50  # cases that share shapes, attributes and tensors
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "src" / "lilliput" / "runtime" / "c"
 CASES_SOURCE = Path(__file__).parent / "c" / "cases.c"
-FLAGS = ("-std=c11", "-g", "-ffp-contract=off", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror", f"-I{CORE}")
+FLAGS = ("-std=c11", "-g1", "-ffp-contract=off", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror", f"-I{CORE}")
 SANITIZE = ("-O1", "-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all")
 OTHERS = [isa for isa in isas() if isa != "scalar"]
 

@@ -411,7 +411,7 @@ def test_what_the_binding_refuses(model_path: Path) -> None:
     frozen = np.zeros((2, 3), np.float32)
     frozen.setflags(write=False)
     threads = Threads(3)
-    for message, arguments in {
+    refused: dict[str, tuple[Any, ...]] = {
         "the arena is smaller": (arena[:-1], images, outputs),
         "the arena is smaller than": (memory[: model.arena_bytes], images, outputs, threads),  # enough for one
         "multiple of 64": (memory[1 : model.arena_bytes + 1], images, outputs),
@@ -419,10 +419,11 @@ def test_what_the_binding_refuses(model_path: Path) -> None:
         "input has not the size": (arena, images[:, :47].copy(), outputs),
         "output has not the size": (arena, images, np.zeros((2, 4), np.float32)),
         "share memory": (arena, arena[:96].reshape(2, 48), outputs),
-    }.items():
+    }
+    for message, arguments in refused.items():
         with pytest.raises(InputError, match=message):
             model.run(*arguments)
-    for wrong in (
+    wrong_types: tuple[tuple[Any, ...], ...] = (
         (arena, images.astype(np.int8), outputs),
         (arena, images.astype(np.float32), outputs),
         (arena, images[0], outputs),
@@ -434,9 +435,10 @@ def test_what_the_binding_refuses(model_path: Path) -> None:
         (arena.astype(np.float32), images, outputs),
         (arena, images, None),
         (arena, images, outputs, 3),
-    ):
+    )
+    for arguments in wrong_types:
         with pytest.raises(TypeError):
-            model.run(*wrong)  # type: ignore[arg-type]
+            model.run(*arguments)
     assert not outputs.any()
     model.run(arena, images, outputs)
     assert outputs.tobytes() == wanted.tobytes()

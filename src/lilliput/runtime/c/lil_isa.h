@@ -16,7 +16,7 @@ extern const lil_kernel_table lil_kernels_avx2, lil_kernels_avx512;
 /* Linux hands out AMX's registers on demand; other systems are left to AVX-512. */
 #define LIL_HAS_AMX 0
 #if LIL_X86 && defined(__linux__) && defined(__has_include)
-#if __has_include(<amxtileintrin.h>)
+#if __has_include(<amxtileintrin.h>) || __has_include(<amxintrin.h>) /* GCC, Clang */
 #undef LIL_HAS_AMX
 #define LIL_HAS_AMX 1
 extern const lil_kernel_table lil_kernels_amx;

@@ -74,7 +74,7 @@ enum { AHEAD = 2, RING = 4 };
 typedef struct weight_stream {
     const uint8_t *codes; /* of 16 outputs after 16 outputs */
     size_t padded_k;
-    uint16_t format;
+    decoder decoder;
     size_t steps;         /* in all: for all outputs */
     size_t next;          /* to be decoded */
     size_t k;             /* its first input */
@@ -88,27 +88,23 @@ LIL_INLINE void decode_next(weight_stream *w) {
         return;
     }
     const size_t i = w->next++ % RING, n = w->padded_k - w->k < STEP ? w->padded_k - w->k : STEP;
-    const bool wide = w->format == LIL_INT8;
-    if (wide && n == STEP) {
+    w->tile[i] = w->levels[i];
+    if (w->decoder.format == LIL_INT8 && n == STEP) {
         w->tile[i] = w->codes; /* where it lies in the file */
-    } else if (wide) {
-        memcpy(w->levels[i], w->codes, TILE_ROWS * n);
-        w->tile[i] = w->levels[i];
     } else {
-        decode_by_table(w->codes, table_4bit(w->format), 0, n, w->levels[i]);
-        w->tile[i] = w->levels[i];
+        decode_tiles(&w->decoder, w->codes, n, w->levels[i]);
+        if (n < STEP) {
+            memset(w->levels[i] + TILE_ROWS * n, 0, TILE_ROWS * (STEP - n));
+        }
     }
-    if (n < STEP) {
-        memset(w->levels[i] + TILE_ROWS * n, 0, TILE_ROWS * (STEP - n));
-    }
-    w->codes += TILE_ROWS * n / (wide ? 1 : 2);
+    w->codes += tiles_bytes(w->decoder.format, n);
     w->k = w->k + n < w->padded_k ? w->k + n : 0;
 }
 
 static void begin_stream(weight_stream *w, const lil_constant *codes, size_t padded_k) {
     w->codes = codes->data;
     w->padded_k = padded_k;
-    w->format = codes->format;
+    w->decoder = decoder_of(codes->format, false);
     w->steps = (codes->rows + 15) / 16 * ((padded_k + STEP - 1) / STEP);
     w->next = w->k = 0;
     for (int i = 0; i < AHEAD; i++) {
@@ -252,15 +248,15 @@ static void linear(const lil_call *call, const lil_part *part, finish how) {
     _tile_release();
 }
 
-static bool known(const lil_constant *codes) {
-    return codes->format <= LIL_POT4 && codes->layout == LIL_TILES;
+/* For a few rows a tile instruction is a waste, and stored blocks are too small for it. */
+static bool suits(const lil_call *call, const lil_part *part) {
+    enum { FEW = 4 };
+    return part->end - part->begin > FEW && call->tensor[0].layout == LIL_TILES;
 }
-
-enum { FEW = 4 }; /* for as many rows or fewer, a tile instruction is a waste */
 
 static void linear_activated(const lil_call *call, const lil_part *part) {
     static const finish activations[] = {FINISH_NONE, FINISH_RELU, FINISH_GELU};
-    if (!known(&call->tensor[0]) || part->end - part->begin <= FEW) {
+    if (!suits(call, part)) {
         lil_kernels_avx512[LIL_LINEAR](call, part);
         return;
     }
@@ -268,7 +264,7 @@ static void linear_activated(const lil_call *call, const lil_part *part) {
 }
 
 static void linear_add(const lil_call *call, const lil_part *part) {
-    if (!known(&call->tensor[0]) || part->end - part->begin <= FEW) {
+    if (!suits(call, part)) {
         lil_kernels_avx512[LIL_LINEAR_ADD](call, part);
         return;
     }

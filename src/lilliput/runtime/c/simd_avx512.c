@@ -14,25 +14,13 @@
 #include "simd_attention.h"
 #include "simd_linear_avx512.h"
 
-static bool known(const lil_constant *codes) {
-    return codes->format <= LIL_POT4 && codes->layout == LIL_TILES;
-}
-
 static void linear(const lil_call *call, const lil_part *part) {
     static const finish activations[] = {FINISH_NONE, FINISH_RELU, FINISH_GELU};
-    if (known(&call->tensor[0])) {
-        linear_vnni(call, part, activations[call->a[0]]);
-    } else {
-        lil_op_linear(call, part);
-    }
+    linear_vnni(call, part, activations[call->a[0]]);
 }
 
 static void linear_add(const lil_call *call, const lil_part *part) {
-    if (known(&call->tensor[0])) {
-        linear_vnni(call, part, FINISH_ADD);
-    } else {
-        lil_op_linear_add(call, part);
-    }
+    linear_vnni(call, part, FINISH_ADD);
 }
 
 const lil_kernel_table lil_kernels_avx512 = {

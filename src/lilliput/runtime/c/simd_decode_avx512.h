@@ -1,41 +1,73 @@
-/* Weights of the file to int8 levels, by AVX-512. Internal. */
+/* Weights of the file to int8 levels, by AVX-512 VBMI. Internal. */
 #ifndef LIL_SIMD_DECODE_AVX512_H
 #define LIL_SIMD_DECODE_AVX512_H
 
 #include "simd_lanes_avx512.h"
 
-/* The table of a 4-bit format, four times over: vpermb looks at 6 bits of its index, of which the upper two may then
- * be anything. */
-LIL_INLINE __m512i table_4bit(uint16_t format) {
-    return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)lil_levels_4bit[format - LIL_INT4]));
+/* How one format's codes become levels plus an offset. */
+typedef struct decoder {
+    uint16_t format;
+    __m512i table; /* of 64 entries; vpermb looks at 6 bits of its index, so a table of 16 is there four times */
+    __m512i flip;  /* LIL_INT8: codes exclusive-or this */
+} decoder;
+
+/* Levels as they are, or, `is_unsigned`, with unsigned_offset added. */
+LIL_INLINE uint8_t unsigned_offset(uint16_t format) {
+    return format == LIL_INT8 ? 128 : 64; /* of the other formats no level is beyond -64..64 */
 }
 
-/* Table values of inputs [k0, k0 + n) of 16 outputs, both multiples of 8, in the order of 8-bit `tiles`: 16 * n
- * bytes. */
-LIL_INLINE void decode_by_table(const uint8_t *codes, __m512i table, size_t k0, size_t n, uint8_t *levels) {
-    codes += 8 * k0;
-    for (size_t i = 0; i < 8 * n; i += 64) {
-        const __m512i pairs = _mm512_loadu_si512(codes + i);
-        _mm512_storeu_si512(levels + 2 * i, _mm512_permutexvar_epi8(pairs, table));
-        _mm512_storeu_si512(levels + 2 * i + 64, _mm512_permutexvar_epi8(_mm512_srli_epi16(pairs, 4), table));
+LIL_INLINE decoder decoder_of(uint16_t format, bool is_unsigned) {
+    const __m512i offset = _mm512_set1_epi8((char)(is_unsigned ? unsigned_offset(format) : 0));
+    decoder d = {.format = format, .table = offset, .flip = offset};
+    if (format == LIL_INT6) {
+        d.table = _mm512_add_epi8(_mm512_loadu_si512(lil_levels_6bit[0]), offset);
+    } else if (format != LIL_INT8) {
+        const int8_t *levels = lil_levels_4bit[format - LIL_INT4];
+        const __m128i table = _mm_loadu_si128((const __m128i *)(const void *)levels);
+        d.table = _mm512_add_epi8(_mm512_broadcast_i32x4(table), offset);
+    }
+    return d;
+}
+
+/* Pair number `pair` of tiles (2 x 4 inputs, 16 outputs) of the block at `codes`. */
+LIL_INLINE void decode_pair(const decoder *d, const uint8_t *codes, size_t pair, __m512i tile[2]) {
+    if (d->format == LIL_INT8) {
+        tile[0] = _mm512_xor_si512(_mm512_loadu_si512(codes), d->flip);
+        tile[1] = _mm512_xor_si512(_mm512_loadu_si512(codes + 64), d->flip);
+    } else if (d->format != LIL_INT6) {
+        const __m512i both = _mm512_loadu_si512(codes);
+        tile[0] = _mm512_permutexvar_epi8(both, d->table);
+        tile[1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(both, 4), d->table);
+    } else {
+        /* Bits 0 to 3 from the nibbles, 4 and 5 from the upper bits; 0xCA: the first operand chooses. */
+        const __m512i low = _mm512_set1_epi8(15), both = _mm512_loadu_si512(codes + 64 * pair);
+        const __m512i upper = _mm512_loadu_si512(codes + 128);
+        const __m512i upper0 = pair == 0 ? _mm512_slli_epi16(upper, 4) : upper;
+        const __m512i upper1 = pair == 0 ? _mm512_slli_epi16(upper, 2) : _mm512_srli_epi16(upper, 2);
+        const __m512i code0 = _mm512_ternarylogic_epi32(low, both, upper0, 0xCA);
+        const __m512i code1 = _mm512_ternarylogic_epi32(low, _mm512_srli_epi16(both, 4), upper1, 0xCA);
+        tile[0] = _mm512_permutexvar_epi8(code0, d->table);
+        tile[1] = _mm512_permutexvar_epi8(code1, d->table);
     }
 }
 
-/* What is added to a format's levels to make them unsigned. */
-LIL_INLINE uint8_t level_offset(uint16_t format) {
-    return format == LIL_INT8 ? 128 : 64; /* 4-bit levels are -64..64 */
-}
-
-/* The same with level_offset added, from the codes of any format. */
-LIL_INLINE void decode_unsigned(const uint8_t *codes, uint16_t format, size_t k0, size_t n, uint8_t *levels) {
-    if (format == LIL_INT8) {
-        for (size_t i = 0; i < 16 * n; i += 64) {
-            const __m512i code = _mm512_loadu_si512(codes + 16 * k0 + i);
-            _mm512_storeu_si512(levels + i, _mm512_xor_si512(code, _mm512_set1_epi8((char)0x80)));
+/* Inputs [0, n) of a block row at `codes`, n a multiple of 8, in the order of 8-bit `tiles`: 16 * n bytes. */
+LIL_INLINE void decode_tiles(const decoder *d, const uint8_t *codes, size_t n, uint8_t *levels) {
+    const size_t pairs = lil_block_cols(d->format) / 8, block_bytes = lil_block_bytes(d->format);
+    for (size_t k = 0; k < n; k += 8 * pairs, codes += block_bytes) {
+        for (size_t pair = 0; pair < pairs && k + 8 * pair < n; pair++) {
+            __m512i tile[2];
+            decode_pair(d, codes, pair, tile);
+            _mm512_storeu_si512(levels + 16 * (k + 8 * pair), tile[0]);
+            _mm512_storeu_si512(levels + 16 * (k + 8 * pair) + 64, tile[1]);
         }
-        return;
     }
-    decode_by_table(codes, _mm512_add_epi8(table_4bit(format), _mm512_set1_epi8(64)), k0, n, levels);
+}
+
+/* Bytes of a block row of `tiles` for n inputs. */
+LIL_INLINE size_t tiles_bytes(uint16_t format, size_t n) {
+    const size_t width = lil_block_cols(format);
+    return (n + width - 1) / width * lil_block_bytes(format);
 }
 
 #endif

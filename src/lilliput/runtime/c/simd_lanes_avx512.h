@@ -18,7 +18,7 @@ typedef __m512i lanes_i32;
 
 /* A mask of the first n lanes, all 16 for n >= 16. */
 LIL_INLINE __mmask16 lanes_mask(size_t n) {
-    return n >= 16 ? (__mmask16)0xFFFF : (__mmask16)((1u << n) - 1u);
+    return (__mmask16)(n >= 16 ? 0xFFFFu : (1u << n) - 1u);
 }
 
 /* Loads and stores; `_part` ones touch only the first n (0..16) elements, and load 0 into the other lanes. */
