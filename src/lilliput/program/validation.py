@@ -243,7 +243,8 @@ def parse_metadata(raw: bytes) -> dict[str, Any]:
     """
     try:
         tree = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
-        json.dumps(tree, ensure_ascii=False).encode("utf-8")  # an unpaired surrogate cannot be shown or written again
+        if b"\\u" in raw:  # an escape can make an unpaired surrogate, which cannot be shown or written again
+            json.dumps(tree, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"section metadata: not JSON in UTF-8 ({str(error)[:120]})") from None
     if not isinstance(tree, dict):

@@ -257,11 +257,11 @@ def _use_isa(model: Model, isa: str | None) -> None:
 
 
 def _map(name: str) -> mmap.mmap:
-    if not Path(name).is_file():
-        what = "not a file" if Path(name).exists() else "there is no such file"
+    if not os.path.isfile(name):  # before opening: a pipe would make us wait
+        what = "not a file" if os.path.exists(name) else "there is no such file"
         raise ArtifactError(f"{name}: {what}; give the path of a .lil file")
     try:
-        with builtins.open(name, "rb") as file:
+        with builtins.open(name, "rb", buffering=0) as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise ArtifactError(f"{name}: truncated: the file is empty")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -285,5 +285,5 @@ def _aligned(name: str, size: int) -> NDArray[np.uint8]:
         memory = np.empty(size + ALIGNMENT, np.uint8)
     except MemoryError:
         raise FailureError(f"{name}: needs {size} bytes of work memory, which this machine does not have") from None
-    start = -memory.ctypes.data % ALIGNMENT
+    start = -memory.__array_interface__["data"][0] % ALIGNMENT
     return memory[start : start + size]

@@ -32,6 +32,12 @@ static uint32_t saved_state(void) {
     return low;
 }
 
+bool lil_has_clmul(void) {
+    uint32_t a, b, c, d;
+    const uint32_t needed = 1u << 1 | 1u << 19;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & needed) == needed;
+}
+
 /* Whether the system lets this process have tile registers; asking again is harmless. */
 static bool may_use_tiles(uint32_t state) {
 #if LIL_HAS_AMX && defined(SYS_arch_prctl)

@@ -9,6 +9,7 @@ extern const lil_kernel_table lil_kernels_scalar; /* every kind; in lil_run.c */
 #if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__)) && !defined(LIL_SCALAR_ONLY)
 #define LIL_X86 1
 extern const lil_kernel_table lil_kernels_avx2, lil_kernels_avx512;
+bool lil_has_clmul(void); /* SSE 4.1 and carry-less products: for the checksum */
 #else
 #define LIL_X86 0
 #endif
