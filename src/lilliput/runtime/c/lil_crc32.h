@@ -101,9 +101,10 @@ LIL_CLMUL static inline uint32_t lil_crc32_clmul(uint32_t crc, const uint8_t *by
 }
 #endif
 
-static inline uint32_t lil_crc32(const uint8_t *bytes, size_t count) {
+static inline uint32_t lil_crc32(const uint8_t *bytes, size_t count, const lil_cpu *cpu) {
+    (void)cpu;
 #if LIL_X86
-    if (count >= 64 && lil_has_clmul()) {
+    if (count >= 64 && cpu->clmul) {
         return ~lil_crc32_clmul(0xFFFFFFFFu, bytes, count);
     }
 #endif

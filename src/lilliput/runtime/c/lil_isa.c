@@ -25,19 +25,6 @@ const char *lil_isa_name(lil_isa isa) {
 }
 
 #if LIL_X86
-/* The register state that the system saves for a process: bit 1 SSE, 2 AVX, 5 to 7 AVX-512. */
-static uint32_t saved_state(void) {
-    uint32_t low, high;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return low;
-}
-
-bool lil_has_clmul(void) {
-    uint32_t a, b, c, d;
-    const uint32_t needed = 1u << 1 | 1u << 19;
-    return __get_cpuid(1, &a, &b, &c, &d) && (c & needed) == needed;
-}
-
 /* Whether the system lets this process have tile registers; asking again is harmless. */
 static bool may_use_tiles(uint32_t state) {
 #if LIL_HAS_AMX && defined(SYS_arch_prctl)
@@ -49,57 +36,45 @@ static bool may_use_tiles(uint32_t state) {
 #endif
 }
 
-static bool has_x86(lil_isa isa) {
-    uint32_t a, b, c, d;
-    enum { OSXSAVE = 1 << 27, AVX = 1 << 28, AVX_STATE = 0x06, AVX512_STATE = 0xE6, AVX2 = 1 << 5 };
-    const uint32_t avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
+/* Each cpuid may cost a virtual machine microseconds: there are two. */
+lil_cpu lil_detect(void) {
+    lil_cpu cpu = {.isa = {[LIL_SCALAR] = true}};
+    uint32_t a, b, c, d, state, state_high;
+    const uint32_t clmul = 1u << 1 | 1u << 19, avx = 1u << 27 | 1u << 28; /* SSE 4.1 too; the system saves AVX's state */
+    const uint32_t avx2 = 1u << 5, avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
     const uint32_t vbmi_vnni = 1u << 1 | 1u << 11, amx_int8 = 1u << 24 | 1u << 25;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & (OSXSAVE | AVX)) != (OSXSAVE | AVX)) {
-        return false;
+    __cpuid(1, a, b, c, d);
+    cpu.clmul = (c & clmul) == clmul;
+    if ((c & avx) != avx) {
+        return cpu;
     }
-    const uint32_t state = saved_state();
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (state & AVX_STATE) != AVX_STATE || !(b & AVX2)) {
-        return false;
-    }
-    if (isa == LIL_AVX2) {
-        return true;
-    }
-    if ((state & AVX512_STATE) != AVX512_STATE || (b & avx512) != avx512 || (c & vbmi_vnni) != vbmi_vnni) {
-        return false;
-    }
-    return isa == LIL_AVX512 || ((d & amx_int8) == amx_int8 && may_use_tiles(state));
+    /* The registers whose state is saved: bit 1 SSE, 2 AVX, 5 to 7 AVX-512. Whoever has AVX has leaf 7. */
+    __asm__ volatile("xgetbv" : "=a"(state), "=d"(state_high) : "c"(0));
+    __cpuid_count(7, 0, a, b, c, d);
+    cpu.isa[LIL_AVX2] = (state & 0x06) == 0x06 && (b & avx2) != 0;
+    cpu.isa[LIL_AVX512] = cpu.isa[LIL_AVX2] && (state & 0xE6) == 0xE6 && (b & avx512) == avx512 &&
+                          (c & vbmi_vnni) == vbmi_vnni;
+    cpu.isa[LIL_AMX] = cpu.isa[LIL_AVX512] && (d & amx_int8) == amx_int8 && may_use_tiles(state);
+    return cpu;
 }
-#endif
-
-#if LIL_ARM
-static bool has_arm(lil_isa isa) {
-    if (isa == LIL_NEON) {
-        return true; /* a part of aarch64 */
-    }
+#elif LIL_ARM
+lil_cpu lil_detect(void) {
+    lil_cpu cpu = {.isa = {[LIL_SCALAR] = true, [LIL_NEON] = true}}; /* NEON is a part of aarch64 */
 #if defined(__linux__)
-    return (getauxval(AT_HWCAP) & 1ul << 20) != 0; /* HWCAP_ASIMDDP */
+    cpu.isa[LIL_NEONDOT] = (getauxval(AT_HWCAP) & 1ul << 20) != 0; /* HWCAP_ASIMDDP */
 #elif defined(__APPLE__) || defined(__ARM_FEATURE_DOTPROD)
-    return true;
-#else
-    return false;
+    cpu.isa[LIL_NEONDOT] = true;
 #endif
+    return cpu;
+}
+#else
+lil_cpu lil_detect(void) {
+    return (lil_cpu){.isa = {[LIL_SCALAR] = true}};
 }
 #endif
 
 bool lil_isa_available(lil_isa isa) {
-    switch (isa) {
-    case LIL_SCALAR: return true;
-#if LIL_X86
-    case LIL_AVX2:
-    case LIL_AVX512:
-    case LIL_AMX: return has_x86(isa);
-#endif
-#if LIL_ARM
-    case LIL_NEON:
-    case LIL_NEONDOT: return has_arm(isa);
-#endif
-    default: return false;
-    }
+    return lil_isa_name(isa) != NULL && lil_detect().isa[isa];
 }
 
 lil_status lil_use_isa(lil_model *model, lil_isa isa) {

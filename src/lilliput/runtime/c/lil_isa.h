@@ -2,14 +2,21 @@
 #ifndef LIL_ISA_H
 #define LIL_ISA_H
 
+#include "lil.h"
 #include "lil_kernels.h"
+
+/* What this processor and its system let us use, of what this build has. */
+typedef struct lil_cpu {
+    bool isa[LIL_ISA_COUNT];
+    bool clmul; /* x86-64: carry-less products and SSE 4.1 */
+} lil_cpu;
+lil_cpu lil_detect(void);
 
 extern const lil_kernel_table lil_kernels_scalar; /* every kind; in lil_run.c */
 
 #if (defined(__x86_64__) || defined(_M_X64)) && (defined(__GNUC__) || defined(__clang__)) && !defined(LIL_SCALAR_ONLY)
 #define LIL_X86 1
 extern const lil_kernel_table lil_kernels_avx2, lil_kernels_avx512;
-bool lil_has_clmul(void); /* SSE 4.1 and carry-less products: for the checksum */
 #else
 #define LIL_X86 0
 #endif

@@ -5,12 +5,13 @@
 #include "lil_checked.h"
 #include "lil_crc32.h"
 #include "lil_format.h"
+#include "lil_isa.h"
 
 typedef lil_section section_table[LIL_NUM_SECTIONS];
 
 enum { FIRST_SECTION = sizeof(lil_header) + sizeof(section_table) };
 
-static lil_status check_header(lil_model *model, lil_header *header) {
+static lil_status check_header(lil_model *model, lil_header *header, lil_cpu *cpu) {
     const size_t size = model->file_bytes;
     if (memcmp(model->file, lil_magic, size < sizeof lil_magic ? size : sizeof lil_magic) != 0) {
         return LIL_FOREIGN;
@@ -25,7 +26,8 @@ static lil_status check_header(lil_model *model, lil_header *header) {
     if (header->file_bytes != size) {
         return header->file_bytes > size ? LIL_TRUNCATED : LIL_TRAILING;
     }
-    if (header->checksum != lil_crc32(model->file + 16, size - 16)) {
+    *cpu = lil_detect();
+    if (header->checksum != lil_crc32(model->file + 16, size - 16, cpu)) {
         return LIL_BAD_CHECKSUM;
     }
     return header->num_sections == LIL_NUM_SECTIONS && header->reserved == 0 ? LIL_OK : LIL_BAD_HEADER;
@@ -150,7 +152,8 @@ lil_status lil_open(lil_model *model, const void *file, size_t file_bytes) {
     }
     lil_header header;
     section_table sections;
-    lil_status status = check_header(model, &header);
+    lil_cpu cpu;
+    lil_status status = check_header(model, &header, &cpu);
     if (status == LIL_OK) {
         status = check_sections(model, sections);
     }
@@ -172,8 +175,8 @@ lil_status lil_open(lil_model *model, const void *file, size_t file_bytes) {
     if (status == LIL_OK) {
         status = lil_check_flow(model);
     }
-    for (int isa = LIL_ISA_COUNT - 1; isa > LIL_SCALAR && model->isa == LIL_SCALAR; isa--) {
-        (void)lil_use_isa(model, (lil_isa)isa); /* the last one that there is, is the best */
+    for (int isa = LIL_SCALAR; isa < LIL_ISA_COUNT && status == LIL_OK; isa++) {
+        model->isa = cpu.isa[isa] ? (lil_isa)isa : model->isa; /* the last one that there is, is the best */
     }
     return status;
 }

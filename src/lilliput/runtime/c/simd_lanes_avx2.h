@@ -291,10 +291,21 @@ typedef int32_t __attribute__((aligned(1), may_alias)) lanes_four;
 LIL_INLINE __m256i lanes_repeat_four(const void *p) {
     return _mm256_set1_epi32(*(const lanes_four *)p);
 }
+/* Sums as assembly, because compilers make trees of their chains, and then run out of registers. */
+LIL_INLINE __m256i lanes_add_words(__m256i a, __m256i b) {
+    __m256i sum;
+    __asm__("vpaddw %2, %1, %0" : "=x"(sum) : "x"(a), "x"(b));
+    return sum;
+}
+LIL_INLINE __m256i lanes_add_ints(__m256i a, __m256i b) {
+    __m256i sum;
+    __asm__("vpaddd %2, %1, %0" : "=x"(sum) : "x"(a), "x"(b));
+    return sum;
+}
 /* acc + four products a lane, of bytes 0..255 and -128..127 whose pairs of products fit 16 bits. */
 LIL_INLINE __m256i lanes_dot(__m256i acc, __m256i positive, __m256i any) {
     const __m256i pairs = _mm256_maddubs_epi16(positive, any);
-    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    return lanes_add_ints(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
 /* A tile: levels [16 rows][4 dims], to be multiplied by four others, one row a lane. The instruction takes one side
