@@ -4,8 +4,8 @@ import builtins
 import mmap
 import os
 import threading
+import weakref
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -34,8 +34,9 @@ class Session:
     """An opened model.
 
     Threads may share a session: calls take turns, because they share one arena. To run in parallel give each thread its
-    own: `share` makes another on the same verified file. Do not change a file in place while it is open (its
-    replacement by renaming, which is how Lilliput writes files, is fine).
+    own: `share` makes another on the same verified file. The weights are read where the file is mapped: one that is
+    changed in place is noticed by its time and size, and refused (replacing it by renaming, which is how Lilliput
+    writes files, is fine). Whoever truncates it in the very moment of a run stops the process.
 
     Attributes:
         file_bytes: size of the file.
@@ -58,7 +59,8 @@ class Session:
 
     def __init__(self, path: str | os.PathLike[str], *, isa: str | None = None, num_threads: int = 1) -> None:
         self._name = os.fspath(path)
-        mapping = _map(self._name)
+        mapping, descriptor = _map(self._name)
+        self._watch(descriptor)
         self.file_bytes = len(mapping)
         try:
             model = Model(mapping)  # holds on to the mapping
@@ -68,6 +70,12 @@ class Session:
         _use_isa(model, isa)
         self.isa = model.isa
         self._serve(model, num_threads)
+
+    def _watch(self, descriptor: int) -> None:
+        """Take over the descriptor of the mapped file, to see whether somebody changes it."""
+        self._descriptor = descriptor
+        self._close_file = weakref.finalize(self, os.close, descriptor)
+        self._stamp = _stamp(descriptor)
 
     def _serve(self, model: Model, num_threads: int) -> None:
         """Take what one run needs: the memory and the threads."""
@@ -90,9 +98,11 @@ class Session:
             FailureError: there is no memory for the arena, or no more threads can be started.
             InputError: this session is closed, or `num_threads` below 1.
         """
+        other = object.__new__(type(self))
         with self._lock:
             model = self._opened()
-        other = object.__new__(type(self))
+            other._watch(os.dup(self._descriptor))
+            other._stamp = self._stamp
         other._name, other._metadata = self._name, self._metadata
         other.file_bytes, other.isa = self.file_bytes, self.isa
         other._serve(model, self.num_threads if num_threads is None else num_threads)
@@ -134,6 +144,7 @@ class Session:
             for start in range(0, len(batch), chunk):
                 rows = slice(start, start + chunk)
                 model.run(self._arena, batch[rows], outputs[rows], self._threads)
+            self._opened()  # nobody has changed the weights meanwhile
             del model  # close() must find no one else holding on to the file
         return outputs if is_batch else outputs[0]
 
@@ -158,6 +169,7 @@ class Session:
             model = self._opened()
             times = np.empty((repeats, model.num_ops), np.int64)
             model.profile(self._arena, images, outputs, times, self._threads)
+            self._opened()
         return times
 
     def predict(self, images: ArrayLike) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
@@ -194,6 +206,7 @@ class Session:
             self._model = None  # the last one on the file lets its mapping go
             self._arena = np.empty(0, np.uint8)
             self._threads = None
+            self._close_file()
 
     def __enter__(self) -> Self:
         return self
@@ -204,9 +217,11 @@ class Session:
         self.close()
 
     def _opened(self) -> Model:
-        """The model; the caller holds the lock."""
+        """The model, if the file is still what was verified; the caller holds the lock."""
         if self._model is None:
             raise InputError(f"{self._name}: the session is closed; open the file again")
+        if _stamp(self._descriptor) != self._stamp:
+            raise ArtifactError(f"{self._name}: changed on disk since it was opened; open it again")
         return self._model
 
     def _golden(self) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -256,7 +271,14 @@ def _use_isa(model: Model, isa: str | None) -> None:
             raise InputError(f"{source}: {error}") from None
 
 
-def _map(name: str) -> mmap.mmap:
+def _stamp(descriptor: int) -> tuple[int, int]:
+    """What changes when somebody writes to a file (and not when another takes its name)."""
+    status = os.fstat(descriptor)
+    return status.st_size, status.st_mtime_ns
+
+
+def _map(name: str) -> tuple[mmap.mmap, int]:
+    """The file's mapping and a descriptor of it, which is the caller's to close."""
     if not os.path.isfile(name):  # before opening: a pipe would make us wait
         what = "not a file" if os.path.exists(name) else "there is no such file"
         raise ArtifactError(f"{name}: {what}; give the path of a .lil file")
@@ -264,7 +286,7 @@ def _map(name: str) -> mmap.mmap:
         with builtins.open(name, "rb", buffering=0) as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise ArtifactError(f"{name}: truncated: the file is empty")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), os.dup(file.fileno())
     except OSError as error:
         raise ArtifactError(f"{name}: cannot be read ({error.strerror}); give the path of a .lil file") from None
 
@@ -283,7 +305,7 @@ def _aligned(name: str, size: int) -> NDArray[np.uint8]:
     """`size` bytes of work memory at a multiple of ALIGNMENT."""
     try:
         memory = np.empty(size + ALIGNMENT, np.uint8)
-    except MemoryError:
+    except (MemoryError, ValueError):  # numpy's word for more than can be addressed
         raise FailureError(f"{name}: needs {size} bytes of work memory, which this machine does not have") from None
     start = -memory.__array_interface__["data"][0] % ALIGNMENT
     return memory[start : start + size]
