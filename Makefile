@@ -23,7 +23,7 @@ JOBS ?= 2
 TESTS ?=
 PYTEST = $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal $(TESTS)
 
-C_SOURCES := $(wildcard src/lilliput/runtime/*.cpp src/lilliput/runtime/*.h src/lilliput/runtime/c/*.c src/lilliput/runtime/c/*.h)
+C_SOURCES := $(wildcard src/lilliput/runtime/*.cpp src/lilliput/runtime/*.h src/lilliput/runtime/peak.c src/lilliput/runtime/c/*.c src/lilliput/runtime/c/*.h)
 STAMP := $(VENV)/.installed
 
 .PHONY: help build demo test check format lock bench clean

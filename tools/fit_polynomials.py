@@ -106,9 +106,13 @@ def c_text() -> str:
         else:
             order = " /* highest power first */" if name == "EXP2_C" else ""
             parts.append(f"static const float LIL_{name}[{len(words)}] = {{{order}\n{_rows(words, '    ')}\n}};")
-    pieces = [[f"{hex_literal(float(value))}f" for value in piece] for piece in gelu_coefficients().T.astype(np.float32)]
+    pieces = [
+        [f"{hex_literal(float(value))}f" for value in piece] for piece in gelu_coefficients().T.astype(np.float32)
+    ]
     body = "\n".join(f"    {{{', '.join(words)}}}," for words in pieces)
-    parts.append(f"static const float LIL_GELU_C[{len(pieces)}][4] = {{ /* the same, a piece's together */\n{body}\n}};")
+    parts.append(
+        f"static const float LIL_GELU_C[{len(pieces)}][4] = {{ /* the same, a piece's together */\n{body}\n}};"
+    )
     return "\n".join([*parts, "", "#endif", ""])
 
 

@@ -46,7 +46,7 @@ def test_json_has_the_promised_fields(model: Path, tmp_path: Path, capsys: pytes
 def test_tables(model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     missing = table.Engine("Nobody's engine", "nobody")
     monkeypatch.setattr(table, "PEERS", (missing, PEERS[0]))
-    monkeypatch.setattr(profile, "peak_macs_per_second", lambda isa: 1e9)
+    monkeypatch.setattr(profile._lil, "peak_macs_per_second", lambda isa: 1e9)
     code, out, err = lil(capsys, "bench", model, "--seconds", 0.1, "--peers", "--profile")
     assert (code, err) == (0, "")
     for text in ("latency:", "Engines, in turns", "the fastest peer, PyTorch eager fp32", "Time by op", "roofline"):

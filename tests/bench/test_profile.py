@@ -9,7 +9,6 @@ import pytest
 import lilliput
 from lilliput.bench import profile
 from lilliput.bench.profile import copy_rates, op_bytes
-from lilliput.errors import FailureError
 from lilliput.program.cost import macs
 from lilliput.program.program import Program
 
@@ -36,7 +35,7 @@ def test_profile_divides_work_by_time(
 ) -> None:
     count = len(good_program.ops)
     monkeypatch.setattr(profile, "_samples", lambda *_: np.full((3, count), 2000))  # each op takes 2 us
-    monkeypatch.setattr(profile, "peak_macs_per_second", lambda isa: 1e9)
+    monkeypatch.setattr(profile._lil, "peak_macs_per_second", lambda isa: 1e9)
     monkeypatch.setattr(profile, "copy_rates", lambda most: {most: 1e9})
     found = profile.profile(session, good_program, np.zeros((4, 4, 3), np.uint8), 0.0)
     assert found["us"] == 2.0 * count
@@ -63,12 +62,6 @@ def test_copy_rates_reach_the_largest_op() -> None:
     rates = copy_rates(300_000)
     assert list(rates) == [65536, 262144, 1048576]
     assert all(rate > 0 for rate in rates.values())
-
-
-def test_a_build_without_the_peak_rate_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profile, "_lil", object())
-    with pytest.raises(FailureError, match="cannot measure the peak rate; build it again"):
-        profile.peak_macs_per_second("scalar")
 
 
 def test_sessions_give_what_the_profile_needs(session: lilliput.Session) -> None:

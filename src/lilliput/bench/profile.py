@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lilliput.errors import FailureError
 from lilliput.program.cost import op_macs
 from lilliput.program.ops import OPS
 from lilliput.program.program import Op, Program
@@ -26,12 +25,9 @@ def profile(session: Session, program: Program, image: NDArray[np.uint8], second
         roofline: macs_per_second that this machine reaches, and bytes_per_second, by how many are moved.
         ops: kind, name, shape, us (median of the runs), share, macs, bytes, gmacs_per_second, roofline_share of each.
         products: share of time, gmacs_per_second and peak_share of the matrix products with weights, all together.
-
-    Raises:
-        FailureError: this build of the runtime cannot measure the peak rate.
     """
     macs, moved = op_macs(program), [op_bytes(program, op) for op in program.ops]
-    peak = peak_macs_per_second(session.isa) * session.num_threads
+    peak = _lil.peak_macs_per_second(session.isa) * session.num_threads
     bandwidths = copy_rates(max(moved))
     microseconds = np.median(_samples(session, image, seconds), axis=0) / 1e3
     total = float(microseconds.sum())
@@ -71,18 +67,6 @@ def op_bytes(program: Program, op: Op) -> int:
     buffers = [*op.inputs, *(output for output, slot in slots if not slot.scratch)]
     constants = sum(program.tensors[tensor].stored_bytes for tensor in op.tensors)
     return sum(program.buffers[buffer].num_bytes for buffer in buffers) + constants
-
-
-def peak_macs_per_second(isa: str) -> float:
-    """The int8 multiply-adds a second that one core reaches with `isa`, from registers.
-
-    Raises:
-        FailureError: this build of the runtime has no such measurement.
-    """
-    measure = getattr(_lil, "peak_macs_per_second", None)
-    if measure is None:
-        raise FailureError("--profile: this build of the runtime cannot measure the peak rate; build it again")
-    return float(measure(isa))
 
 
 def copy_rates(most: int) -> dict[int, float]:

@@ -39,6 +39,7 @@ static void configure(size_t rows) {
         config.row_bytes[i] = 64;
         config.rows[i] = (uint8_t)(i < 7 ? rows : TILE_ROWS);
     }
+    __asm__ volatile("" ::"r"(&config) : "memory"); /* GCC 12 thinks that only 8 bytes of it are read */
     _tile_loadconfig(&config);
 }
 
@@ -186,19 +187,19 @@ LIL_INLINE void multiply_all(const row_group *g, weight_stream *w, size_t step, 
         }
         finish_until(f, f->rows * (i + 1) / steps);
     }
-    int32_t(*sum)[16] = out->row - f->begin;
-    _tile_stored(0, sum[g->row[0]], 64);
+    int32_t(*sum)[16] = out->row;
+    _tile_stored(0, sum[g->row[0] - f->begin], 64);
     if (tiles > 1) {
-        _tile_stored(1, sum[g->row[1]], 64);
+        _tile_stored(1, sum[g->row[1] - f->begin], 64);
     }
     if (tiles > 2) {
-        _tile_stored(2, sum[g->row[2]], 64);
+        _tile_stored(2, sum[g->row[2] - f->begin], 64);
     }
     if (tiles > 3) {
-        _tile_stored(3, sum[g->row[3]], 64);
+        _tile_stored(3, sum[g->row[3] - f->begin], 64);
     }
     if (tiles > 4) {
-        _tile_stored(4, sum[g->row[4]], 64);
+        _tile_stored(4, sum[g->row[4] - f->begin], 64);
     }
 }
 
