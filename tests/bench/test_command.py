@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from lilliput import cli
-from lilliput.bench import engines, profile, run
+from lilliput.bench import engines, run
 from lilliput.bench.terminal import print_bench
 from lilliput.peers import table
 from lilliput.peers.table import PEERS
+from lilliput.runtime import _lil
 
 
 @pytest.fixture
@@ -46,7 +47,7 @@ def test_json_has_the_promised_fields(model: Path, tmp_path: Path, capsys: pytes
 def test_tables(model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     missing = table.Engine("Nobody's engine", "nobody")
     monkeypatch.setattr(table, "PEERS", (missing, PEERS[0]))
-    monkeypatch.setattr(profile._lil, "peak_macs_per_second", lambda isa: 1e9)
+    monkeypatch.setattr(_lil, "peak_macs_per_second", lambda isa: 1e9)
     code, out, err = lil(capsys, "bench", model, "--seconds", 0.1, "--peers", "--profile")
     assert (code, err) == (0, "")
     for text in ("latency:", "Engines, in turns", "the fastest peer, PyTorch eager fp32", "Time by op", "roofline"):

@@ -11,6 +11,7 @@ from lilliput.bench import profile
 from lilliput.bench.profile import copy_rates, op_bytes
 from lilliput.program.cost import macs
 from lilliput.program.program import Program
+from lilliput.runtime import _lil
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def test_profile_divides_work_by_time(
 ) -> None:
     count = len(good_program.ops)
     monkeypatch.setattr(profile, "_samples", lambda *_: np.full((3, count), 2000))  # each op takes 2 us
-    monkeypatch.setattr(profile._lil, "peak_macs_per_second", lambda isa: 1e9)
+    monkeypatch.setattr(_lil, "peak_macs_per_second", lambda isa: 1e9)
     monkeypatch.setattr(profile, "copy_rates", lambda most: {most: 1e9})
     found = profile.profile(session, good_program, np.zeros((4, 4, 3), np.uint8), 0.0)
     assert found["us"] == 2.0 * count
