@@ -28,6 +28,9 @@ using Outputs = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 namespace {
 
+// Of an op that threads share: some ten microseconds of work.
+constexpr size_t MIN_ELEMENTS = 1 << 16;
+
 // Raise `kind` of lilliput.errors with one line.
 [[noreturn]] void raise(const char *kind, const std::string &message) {
     nb::object type = nb::module_::import_("lilliput.errors").attr(kind);
@@ -147,7 +150,7 @@ class Model {
                 threads->run([](void *all, size_t thread) { static_cast<Batch *>(all)->run(thread); }, &batch);
                 status = static_cast<lil_status>(batch.status.load());
             } else {
-                const lil_team team = {num_threads, run_on, threads};
+                const lil_team team = {num_threads, run_on, threads, MIN_ELEMENTS};
                 const lil_context context = {arena.data(), arena.size(), num_threads > 1 ? &team : nullptr, nullptr,
                                              nullptr};
                 for (size_t i = 0; i < count && status == LIL_OK; i++) {
@@ -163,7 +166,7 @@ class Model {
         if (times.shape(0) != inputs.shape(0) || times.shape(1) != model_.num_ops) {
             raise("InputError", "as many rows of times as inputs are needed, and one time an op");
         }
-        const lil_team team = {threads == nullptr ? 1 : threads->size(), run_on, threads};
+        const lil_team team = {threads == nullptr ? 1 : threads->size(), run_on, threads, MIN_ELEMENTS};
         Stopwatch watch{};
         const lil_context context = {arena.data(), arena.size(), threads == nullptr ? nullptr : &team,
                                      Stopwatch::after_op, &watch};

@@ -3,6 +3,7 @@
 import builtins
 import mmap
 import os
+import struct
 import threading
 import weakref
 from collections.abc import Mapping
@@ -19,6 +20,10 @@ from lilliput.program.validation import check_metadata, parse_metadata
 from lilliput.runtime._lil import ALIGNMENT, Model, Threads
 
 CHUNK = 16  # images a thread and call into C, so that Ctrl-C is heard soon
+FIRST_SECTION, CONSTANTS_OFFSET = (
+    192,
+    128,
+)  # docs/format.md: where sections begin, and where it says where that one does
 ISA_VARIABLE = "LILLIPUT_ISA"
 
 
@@ -271,6 +276,15 @@ def _use_isa(model: Model, isa: str | None) -> None:
             raise InputError(f"{source}: {error}") from None
 
 
+def _keep_records(mapping: mmap.mmap) -> None:
+    """Make the pages before the weights ours alone, by writing to them what they hold: whatever others do to the file,
+    the program that is verified is the one that runs. (The weights' pages stay shared with other processes.)"""
+    if len(mapping) >= FIRST_SECTION:
+        (constants,) = struct.unpack_from("<Q", mapping, CONSTANTS_OFFSET)
+        for page in range(0, min(constants, len(mapping)), mmap.PAGESIZE):
+            mapping[page] = mapping[page]
+
+
 def _stamp(descriptor: int) -> tuple[int, int]:
     """What changes when somebody writes to a file (and not when another takes its name)."""
     status = os.fstat(descriptor)
@@ -286,7 +300,9 @@ def _map(name: str) -> tuple[mmap.mmap, int]:
         with builtins.open(name, "rb", buffering=0) as file:
             if os.fstat(file.fileno()).st_size == 0:
                 raise ArtifactError(f"{name}: truncated: the file is empty")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), os.dup(file.fileno())
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            _keep_records(mapping)
+            return mapping, os.dup(file.fileno())
     except OSError as error:
         raise ArtifactError(f"{name}: cannot be read ({error.strerror}); give the path of a .lil file") from None
 

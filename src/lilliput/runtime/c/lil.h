@@ -133,11 +133,14 @@ lil_status lil_use_isa(lil_model *model, lil_isa isa);
  * num_threads  at least 1.
  * run          calls task(argument, t) once for each t in 0..num_threads-1, together, and returns when all have
  *              returned. The calling thread may be one of them.
- * threads      handed to `run` as it is. */
+ * threads      handed to `run` as it is.
+ * min_elements ops whose first input and output have fewer elements together are left to the calling thread: for them
+ *              the threads' meeting costs more than the work. 0: all are shared. */
 typedef struct lil_team {
     size_t num_threads;
     void (*run)(void *threads, void (*task)(void *argument, size_t thread), void *argument);
     void *threads;
+    size_t min_elements;
 } lil_team;
 
 /* What one run works with. At most one lil_run at a time uses a context.

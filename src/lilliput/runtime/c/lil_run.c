@@ -190,7 +190,8 @@ static void run_op(const lil_model *model, const lil_context *context, const mem
         .scratches = arena_at(m, model->arena_bytes),
         .scratch_bytes = model->scratch_bytes,
     };
-    if (j.num_threads == 1 || j.count < j.num_threads) {
+    const size_t elements = call.in[0].rows * call.in[0].cols + call.out[0].rows * call.out[0].cols;
+    if (j.num_threads == 1 || j.count < j.num_threads || elements < context->team->min_elements) {
         j.num_threads = 1;
         work(&j, 0);
     } else {

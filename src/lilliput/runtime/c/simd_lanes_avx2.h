@@ -116,8 +116,8 @@ LIL_INLINE lanes lanes_max_abs(lanes a, lanes b) {
 #define LIL_PAIR_4(op, a, b) op(_mm256_permute2f128_ps(a, b, 0x21), _mm256_blend_ps(a, b, 0xF0))
 #define LIL_PAIR_2(op, a, b) op(_mm256_shuffle_ps(a, b, 0x44), _mm256_shuffle_ps(a, b, 0xEE))
 #define LIL_PAIR_1(op, a, b) op(_mm256_shuffle_ps(a, b, 0x88), _mm256_shuffle_ps(a, b, 0xDD))
-/* Eight vectors of sixteen lanes to the eight lanes of one. After the first two steps x[k] is in the lower and x[k + 4] in
- * the upper half. */
+/* Eight vectors of sixteen lanes to the eight lanes of one. After the first two steps x[k] is in the lower half and
+ * x[k + 4] in the upper one. */
 #define LIL_REDUCE_8(op, x)                                                                                           \
     __m256 four[4];                                                                                                   \
     LIL_UNROLL                                                                                                        \

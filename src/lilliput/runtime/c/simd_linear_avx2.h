@@ -3,9 +3,10 @@
  * An instruction multiplies unsigned by signed bytes and adds pairs of products in 16 bits, which must hold them. So an
  * offset makes the weights' levels unsigned, and is taken away again as offset times the sum of a row's activations:
  *   int4  levels + 8 are 1..15: eight pairs are added in 16 bits, 16 * 15 * 127 < 2^15, and then once to 32 bits;
- *   pot4  levels + 64 are 0..128: a pair is at most 2 * 128 * 127 < 2^15, and goes to 32 bits at once. But in most rows
- *         any eight activations that meet have magnitudes of at most 511 in all: then four pairs less the offset's share
- *         fit 16 bits, 64 * 511 < 2^15, where what is on the way wraps around.
+ *   int6  levels + 32 are 1..63: two pairs are, 4 * 63 * 127 < 2^15;
+ *   pot4  levels + 64 are 0..128: a pair is at most 2 * 128 * 127 < 2^15, and goes to 32 bits at once. But in most
+ *         rows any eight activations that meet have magnitudes of at most 511 in all: then four pairs less the
+ *         offset's share fit 16 bits, 64 * 511 < 2^15, where what is on the way wraps around.
  * Levels and activations of int8 are widened to 16 bits: an instruction adds pairs of their products in 32 bits.
  *
  * The weights of 16 outputs are decoded once for a group of rows; the innermost loops hold the sums of up to 4 rows by
@@ -27,7 +28,28 @@ enum {
 
 /* What is added to a format's levels here. */
 LIL_INLINE int32_t level_offset(uint16_t format) {
-    return format == LIL_POT4 ? 64 : format == LIL_INT4 ? 8 : 0;
+    return format == LIL_POT4 ? 64 : format == LIL_INT6 ? 32 : format == LIL_INT4 ? 8 : 0;
+}
+
+/* Levels with the offset of `steps` steps of 6-bit codes, or one more: a level + 32 is its code with one bit turned. */
+static void decode_6bit(const uint8_t *codes, size_t steps, uint8_t *w) {
+    const __m256i nibble = _mm256_set1_epi8(15), high = _mm256_set1_epi8(0x30), turned = _mm256_set1_epi8(0x20);
+    for (size_t s = 0; s < steps; s += 2, codes += 192, w += 256) {
+        LIL_UNROLL
+        for (size_t i = 0; i < 64; i += 32) {
+            const __m256i upper = load_bytes(codes + i + 128);
+            const __m256i low[2] = {load_bytes(codes + i), load_bytes(codes + i + 64)};
+            const __m256i upper_bits[4] = {_mm256_slli_epi16(upper, 4), _mm256_slli_epi16(upper, 2), upper,
+                                           _mm256_srli_epi16(upper, 2)};
+            LIL_UNROLL
+            for (size_t t = 0; t < 4; t++) {
+                const __m256i bits = t % 2 == 0 ? low[t / 2] : _mm256_srli_epi16(low[t / 2], 4);
+                const __m256i code = _mm256_or_si256(_mm256_and_si256(bits, nibble),
+                                                     _mm256_and_si256(upper_bits[t], high));
+                store_bytes(w + 64 * t + i, _mm256_xor_si256(code, turned));
+            }
+        }
+    }
 }
 
 /* Levels with the offset of `steps` steps of 4-bit codes. */
@@ -127,6 +149,20 @@ static bool biases_of(const int8_t *x, size_t n, int32_t *bias) {
     return _mm256_movemask_epi8(_mm256_cmpgt_epi16(largest, _mm256_set1_epi16(SMALL))) == 0;
 }
 
+/* Weights of `steps` steps, from whole blocks on, ready to be multiplied; gives the tiles that are multiplied. */
+static size_t decode(const uint8_t *codes, uint16_t format, size_t steps, uint8_t *w) {
+    if (format == LIL_INT8) {
+        widen_codes(codes, steps, w);
+        return 4 * steps;
+    }
+    if (format == LIL_INT6) {
+        decode_6bit(codes, steps, w);
+    } else {
+        decode_4bit(codes, format, steps, w);
+    }
+    return 2 * steps;
+}
+
 /* A group of rows: where their sums begin, and the biases of those that have them. */
 typedef struct group {
     const int8_t *x;
@@ -137,8 +173,9 @@ typedef struct group {
     size_t num_biases;    /* of one row */
     int32_t start[GROUP];
     union {
-        int32_t biases[NUM_WORDS / 2];          /* pot4 */
-        _Alignas(64) int16_t words[NUM_WORDS];  /* int8: of the last chunk */
+        int32_t biases[NUM_WORDS / 2];         /* pot4 in tiles */
+        _Alignas(64) int16_t words[NUM_WORDS]; /* int8: of the last chunk */
+        int8_t bytes[2 * NUM_WORDS];           /* others in blocks: the same */
     } room;
 } group;
 
@@ -151,40 +188,64 @@ typedef struct chunk {
     size_t tiles;
 } chunk;
 
-/* Steps [first, first + count). `again`: the group's last chunk was of the same steps. */
+/* Steps [first, first + count) of tiles. `again`: the group's last chunk was of the same steps. */
 static void prepare(chunk *c, const lil_constant *codes, size_t block_row, group *g, size_t first, size_t count,
                     bool again) {
-    const size_t step_bytes = codes->format == LIL_INT8 ? 128 : 64;
-    const uint8_t *at = codes->data + (block_row * (g->padded_k / STEP) + first) * step_bytes;
+    const size_t block_steps = lil_block_cols(codes->format) / STEP, steps = g->padded_k / STEP;
+    const size_t block = block_row * ((steps + block_steps - 1) / block_steps) + first / block_steps;
     c->first = first;
+    c->tiles = decode(codes->data + block * lil_block_bytes(codes->format), codes->format, count, c->w);
     if (codes->format != LIL_INT8) {
-        decode_4bit(at, codes->format, count, c->w);
         c->x = (const uint8_t *)g->x + first * STEP;
         c->stride = g->padded_k;
-        c->tiles = 2 * count;
         return;
     }
-    widen_codes(at, count, c->w);
     if (!again) {
         widen_rows(g->x + first * STEP, g->padded_k, g->rows, count * STEP, g->room.words);
     }
     c->x = (const uint8_t *)g->room.words;
     c->stride = 2 * STEP * count;
-    c->tiles = 4 * count;
 }
 
-static void start_group(group *g, uint16_t format) {
+/* Eight activations from input k on, or zeros where there are none. */
+LIL_INLINE __m128i step_at(const int8_t *x, size_t k, size_t padded_k) {
+    return k < padded_k ? _mm_loadl_epi64((const __m128i *)(const void *)(x + k)) : _mm_setzero_si128();
+}
+
+/* `count` stored blocks from number `first` on; the activations that they meet are copied together. */
+static void prepare_stored(chunk *c, const lil_blocks *stored, uint16_t format, group *g, size_t first, size_t count) {
+    const size_t width = lil_block_cols(format), n = count * width;
+    c->first = 0;
+    c->tiles = decode(stored->codes + first * lil_block_bytes(format), format, n / STEP, c->w);
+    c->x = (const uint8_t *)g->room.bytes;
+    c->stride = format == LIL_INT8 ? 2 * n : n;
+    for (size_t i = 0; i < n; i += STEP) {
+        const size_t k = lil_u16_at(stored->columns, first + i / width) * width + i % width;
+        const int8_t *x = g->x;
+        for (size_t r = 0; r < g->rows; r++, x += g->padded_k) {
+            const __m128i levels = step_at(x, k, g->padded_k);
+            if (format == LIL_INT8) {
+                _mm_storeu_si128((__m128i *)(void *)(g->room.words + r * n + i), _mm_cvtepi8_epi16(levels));
+            } else {
+                _mm_storel_epi64((__m128i *)(void *)(g->room.bytes + r * n + i), levels);
+            }
+        }
+    }
+}
+
+/* `tiles`: not stored blocks, whose sums begin with those of their own activations. */
+static void start_group(group *g, uint16_t format, bool tiles) {
     size_t others = g->rows;
     g->num_biased = 0;
     g->num_biases = (g->padded_k + 4 * POT4_RUN - 1) / (4 * POT4_RUN);
     for (size_t r = 0; r < g->rows; r++) {
         const int8_t *x = g->x + r * g->padded_k;
-        if (format == LIL_POT4 && biases_of(x, g->padded_k, g->room.biases + r * g->num_biases)) {
+        if (tiles && format == LIL_POT4 && biases_of(x, g->padded_k, g->room.biases + r * g->num_biases)) {
             g->order[g->num_biased++] = (uint8_t)r;
             g->start[r] = 0;
         } else {
             g->order[--others] = (uint8_t)r;
-            g->start[r] = format == LIL_INT8 ? 0 : offset_sum(x, g->padded_k, level_offset(format));
+            g->start[r] = tiles && format != LIL_INT8 ? offset_sum(x, g->padded_k, level_offset(format)) : 0;
         }
     }
 }
@@ -203,26 +264,57 @@ static void multiply_rows(const group *g, const chunk *c, uint16_t format, int32
     }
 }
 
+/* Add the products of 16 outputs whose weights are in tiles. */
+static void multiply_tiles(const lil_constant *codes, size_t block_row, group *g, chunk *c,
+                           int32_t sums[GROUP][TILE_N]) {
+    const size_t steps = g->padded_k / STEP;
+    for (size_t s = 0; s < steps; s += CHUNK) {
+        const size_t count = steps - s < CHUNK ? steps - s : CHUNK;
+        prepare(c, codes, block_row, g, s, count, block_row > 0 && steps <= CHUNK);
+        multiply_rows(g, c, codes->format, sums);
+    }
+}
+
+/* The same of stored blocks. */
+static void multiply_stored(const lil_constant *codes, size_t block_row, group *g, chunk *c,
+                            int32_t sums[GROUP][TILE_N]) {
+    const lil_blocks stored = lil_blocks_of(codes);
+    const size_t width = lil_block_cols(codes->format), room = NUM_WORDS / width / g->rows;
+    const size_t limit = room < CHUNK * STEP / width ? room : CHUNK * STEP / width;
+    size_t i, end, count;
+    lil_block_range(&stored, block_row, &i, &end);
+    for (; i < end; i += count) {
+        count = end - i < limit ? end - i : limit;
+        prepare_stored(c, &stored, codes->format, g, i, count);
+        for (size_t r = 0; r < g->rows && codes->format != LIL_INT8; r++) {
+            const int32_t start = offset_sum((const int8_t *)c->x + r * c->stride, c->stride,
+                                             level_offset(codes->format));
+            lanes_i32_store(sums[r], lanes_i32_add(lanes_i32_load(sums[r]), lanes_i32_set(start)));
+        }
+        multiply_rows(g, c, codes->format, sums);
+    }
+}
+
 /* Rows [r0, r0 + rows), at most what group_limit says. */
 static void multiply_group(const lil_call *call, finish how, size_t r0, size_t rows) {
     const finish_target target = finish_target_of(call);
     const lil_constant *codes = &call->tensor[0];
-    const size_t outputs = codes->rows, padded_k = call->in[0].cols, steps = padded_k / STEP;
+    const size_t outputs = codes->rows, padded_k = call->in[0].cols;
     group g;
     chunk c;
     _Alignas(64) int32_t sums[GROUP][TILE_N];
     g.x = (const int8_t *)call->in[0].data + r0 * padded_k;
     g.rows = rows;
     g.padded_k = padded_k;
-    start_group(&g, codes->format);
+    start_group(&g, codes->format, codes->layout == LIL_TILES);
     for (size_t n0 = 0; n0 < outputs; n0 += TILE_N) {
         for (size_t r = 0; r < rows; r++) {
             lanes_i32_store(sums[r], lanes_i32_set(g.start[r]));
         }
-        for (size_t s = 0; s < steps; s += CHUNK) {
-            const size_t count = steps - s < CHUNK ? steps - s : CHUNK;
-            prepare(&c, codes, n0 / TILE_N, &g, s, count, n0 > 0 && steps <= CHUNK);
-            multiply_rows(&g, &c, codes->format, sums);
+        if (codes->layout == LIL_TILES) {
+            multiply_tiles(codes, n0 / TILE_N, &g, &c, sums);
+        } else {
+            multiply_stored(codes, n0 / TILE_N, &g, &c, sums);
         }
         finish_tile(&target, how, sums[0], r0, rows, n0, outputs - n0 < TILE_N ? outputs - n0 : TILE_N);
     }
@@ -245,25 +337,13 @@ static void linear_any(const lil_call *call, const lil_part *part, finish how) {
     }
 }
 
-static bool known(const lil_constant *codes) {
-    return codes->format <= LIL_POT4 && codes->layout == LIL_TILES;
-}
-
 static void linear(const lil_call *call, const lil_part *part) {
     static const finish activations[] = {FINISH_NONE, FINISH_RELU, FINISH_GELU};
-    if (known(&call->tensor[0])) {
-        linear_any(call, part, activations[call->a[0]]);
-    } else {
-        lil_op_linear(call, part);
-    }
+    linear_any(call, part, activations[call->a[0]]);
 }
 
 static void linear_add(const lil_call *call, const lil_part *part) {
-    if (known(&call->tensor[0])) {
-        linear_any(call, part, FINISH_ADD);
-    } else {
-        lil_op_linear_add(call, part);
-    }
+    linear_any(call, part, FINISH_ADD);
 }
 
 #endif

@@ -8,6 +8,7 @@ enum {
     BLOCK = 4,       /* rows whose sums stay in registers */
     SMALL_BLOCK = 3, /* the same of pot4 in runs, whose 16-bit sums take registers too */
     INT4_RUN = 8,    /* tiles whose products are added in 16 bits */
+    INT6_RUN = 2,
     POT4_RUN = 4,
 };
 
@@ -73,8 +74,8 @@ LIL_INLINE void multiply_pairs(const product *p, bool words, size_t count) {
     end_rows(p, count, acc);
 }
 
-/* The pairs of `run` tiles are added in 16 bits, from p->bias on or (int4) from 0, and then to 32 bits; p->tiles is a
- * multiple of `run`, which is a literal too. */
+/* The pairs of `run` tiles are added in 16 bits, from p->bias on or (int4, int6) from 0, and then to 32 bits; p->tiles
+ * is a multiple of `run`, which is a literal too. */
 LIL_INLINE void multiply_whole_runs(const product *p, size_t run, bool biased, size_t count) {
     const __m256i ones = _mm256_set1_epi16(1);
     const uint8_t *w = p->w, *x[BLOCK];
@@ -137,6 +138,8 @@ LIL_INLINE void multiply_runs(const product *p, size_t run, bool biased, size_t 
             multiply_pairs(p, true, n);                                                                               \
         } else if (format == LIL_INT4) {                                                                              \
             multiply_runs(p, INT4_RUN, false, n);                                                                     \
+        } else if (format == LIL_INT6) {                                                                              \
+            multiply_runs(p, INT6_RUN, false, n);                                                                     \
         } else if (p->bias == NULL) {                                                                                 \
             multiply_pairs(p, false, n);                                                                              \
         } else if (fits) {                                                                                            \
