@@ -179,13 +179,13 @@ LIL_INLINE lanes lanes_times_power(lanes p, lanes biased) {
 /* Lane i of x[c]: table[k[i]][c]. Eight loads of four and a transposition take less than four gathers. */
 #define LIL_LOOK_UP_FOURS
 LIL_INLINE void lanes_look_up_8(const float table[32][4], __m256i k, __m256 x[4]) {
-    _Alignas(32) uint32_t at[8]; /* of each lane the first of its four floats */
+    _Alignas(32) uint32_t row[8];
     __m256 fours[4];             /* lane i's in the lower, lane i + 4's in the upper half */
-    _mm256_store_si256((__m256i *)(void *)at, _mm256_slli_epi32(k, 2));
+    _mm256_store_si256((__m256i *)(void *)row, k);
     LIL_UNROLL
     for (size_t i = 0; i < 4; i++) {
-        const __m256 low = _mm256_castps128_ps256(_mm_loadu_ps(table[0] + at[i]));
-        fours[i] = _mm256_insertf128_ps(low, _mm_loadu_ps(table[0] + at[i + 4]), 1);
+        const __m256 low = _mm256_castps128_ps256(_mm_loadu_ps(table[row[i]]));
+        fours[i] = _mm256_insertf128_ps(low, _mm_loadu_ps(table[row[i + 4]]), 1);
     }
     const __m256 a = _mm256_unpacklo_ps(fours[0], fours[1]), b = _mm256_unpackhi_ps(fours[0], fours[1]);
     const __m256 c = _mm256_unpacklo_ps(fours[2], fours[3]), d = _mm256_unpackhi_ps(fours[2], fours[3]);
