@@ -17,6 +17,7 @@ FEWER = CASES // 10
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "src" / "lilliput" / "runtime" / "c"
 SOURCES = Path(__file__).parent / "c"
+GOLDEN_FILES = sorted((ROOT / "tests" / "golden").glob("*/*.lil"))
 FLAGS = ("-std=c11", "-O2", "-ffp-contract=off", "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror")
 
 
@@ -81,12 +82,19 @@ def test_scalar_gives_the_bits_that_it_gives_here(emulator: str, programs: Path,
     assert emulate(emulator, "max", programs / "cases", "scalar", str(FEWER), "3") == wanted
 
 
+def write_pack(path: Path, files: list[bytes]) -> Path:
+    path.write_bytes(b"".join(struct.pack("<I", len(data)) + data for data in files))
+    return path
+
+
 @pytest.mark.parametrize("cpu", ["max", "cortex-a53"])
 def test_golden_outputs(emulator: str, programs: Path, good_file: bytes, tmp_path: Path, cpu: str) -> None:
-    """A file opens and gives its golden outputs, by the best kernels of the processor; refusals are those of any other
-    target; nothing depends on the thread's rounding."""
-    pack = tmp_path / "pack"
-    pack.write_bytes(struct.pack("<I", len(good_file)) + good_file)
-    assert emulate(emulator, cpu, programs / "driver", "files", pack).split() == ["0", "0", "0"]
-    emulate(emulator, cpu, programs / "driver", "api", pack)
+    """The good file and the golden files of every version open and give their golden outputs, by the best kernels of
+    the processor and by each of its instruction sets, alone and with a team; refusals are those of any other target;
+    nothing depends on the thread's rounding."""
+    files = [good_file, *(path.read_bytes() for path in GOLDEN_FILES)]
+    assert len(files) > 1
+    pack = write_pack(tmp_path / "pack", files)
+    assert emulate(emulator, cpu, programs / "driver", "files", pack).splitlines() == ["0 0 0"] * len(files)
     emulate(emulator, cpu, programs / "driver", "fresh", pack)
+    emulate(emulator, cpu, programs / "driver", "api", write_pack(tmp_path / "one", [good_file]))

@@ -11,7 +11,7 @@
 #ifndef LIL_SIMD_ATTENTION_H
 #define LIL_SIMD_ATTENTION_H
 
-#include "simd_math.h"
+#include "simd_quantize.h"
 
 enum { FEW = 4 }; /* as many queries or fewer are faster one by one */
 
@@ -49,7 +49,7 @@ LIL_INLINE lanes_i32 levels_at(const head *h, const float *x, const row_scales *
 }
 
 /* 16 rows as tiles, and their scales; the missing ones repeat the last. */
-LIL_INLINE void quantize_tiles(const head *h, const float *x, size_t rows, int8_t *tiles, float scale[ROWS]) {
+static void quantize_tiles(const head *h, const float *x, size_t rows, int8_t *tiles, float scale[ROWS]) {
     row_scales s;
     simd_row_scales(x, h->row_stride, rows, h->head_dim, &s);
     memcpy(scale, s.scale, sizeof s.scale);

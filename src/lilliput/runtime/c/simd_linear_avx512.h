@@ -68,18 +68,27 @@ LIL_INLINE void multiply_block(const linear_block *b, size_t rows, size_t tiles)
 
 static void multiply_rows(const linear_block *b, size_t rows, size_t tiles) {
     switch (rows) {
-        LIL_ROWS_CASE(1);
-        LIL_ROWS_CASE(2);
-        LIL_ROWS_CASE(3);
-        LIL_ROWS_CASE(4);
-        LIL_ROWS_CASE(5);
-        LIL_ROWS_CASE(6);
-        LIL_ROWS_CASE(7);
-        LIL_ROWS_CASE(8);
-        LIL_ROWS_CASE(9);
-        LIL_ROWS_CASE(10);
-        LIL_ROWS_CASE(11);
         LIL_ROWS_CASE(12);
+        LIL_ROWS_CASE(11);
+        LIL_ROWS_CASE(8);
+        LIL_ROWS_CASE(4);
+        LIL_ROWS_CASE(1);
+    }
+}
+
+/* How many rows are taken together, of `total`: of the counts that there is code for (the last is 1), the one that takes
+ * as few rows twice as can be, if each block of rows costs as much as one row more. */
+static size_t rows_together(const uint8_t *counts, size_t total) {
+    size_t best = 1, least = SIZE_MAX;
+    for (;; counts++) {
+        const size_t work = (total + *counts - 1) / *counts * (*counts + 1u);
+        if (*counts <= total && work < least) {
+            best = *counts;
+            least = work;
+        }
+        if (*counts == 1) {
+            return best;
+        }
     }
 }
 
@@ -113,7 +122,8 @@ static void dense_group(const lil_call *call, finish how, size_t begin, size_t t
     const finish_target target = finish_target_of(call);
     const lil_constant *codes = &call->tensor[0];
     const size_t outputs = codes->rows, padded_k = call->in[0].cols;
-    const size_t blocks = (total + MAX_ROWS - 1) / MAX_ROWS, rows = (total + blocks - 1) / blocks;
+    static const uint8_t counts[] = {12, 11, 8, 4, 1};
+    const size_t rows = rows_together(counts, total), blocks = (total + rows - 1) / rows;
     const size_t row_bytes = tiles_bytes(codes->format, padded_k);
     const decoder d = decoder_of(codes->format, true);
     const int8_t *x = (const int8_t *)call->in[0].data + begin * padded_k;
@@ -195,28 +205,11 @@ LIL_INLINE void multiply_stored(sparse_block *b, size_t rows) {
     b->next = i;
 }
 
-/* How many rows are taken together, of `total`: the counts that there is code for, and as few rows twice as can be. */
-static size_t sparse_rows(size_t total) {
-    static const uint8_t counts[] = {22, 16, 11, 8, 4, 2, 1};
-    size_t best = 1, least = SIZE_MAX;
-    for (size_t i = 0; i < sizeof counts; i++) {
-        const size_t work = (total + counts[i] - 1) / counts[i] * (counts[i] + 1u); /* 1: the block's decoding */
-        if (counts[i] <= total && work < least) {
-            best = counts[i];
-            least = work;
-        }
-    }
-    return best;
-}
-
 static void multiply_stored_rows(sparse_block *b, size_t rows) {
     switch (rows) {
     case 22: multiply_stored(b, 22); break;
-    case 16: multiply_stored(b, 16); break;
     case 11: multiply_stored(b, 11); break;
-    case 8: multiply_stored(b, 8); break;
     case 4: multiply_stored(b, 4); break;
-    case 2: multiply_stored(b, 2); break;
     case 1: multiply_stored(b, 1); break;
     }
 }
@@ -261,7 +254,8 @@ static void sparse_rows_from(const lil_call *call, finish how, const lil_blocks 
 
 static void sparse(const lil_call *call, const lil_part *part, finish how) {
     const lil_blocks blocks = lil_blocks_of(&call->tensor[0]);
-    const size_t total = part->end - part->begin, rows = sparse_rows(total);
+    static const uint8_t counts[] = {22, 11, 4, 1};
+    const size_t total = part->end - part->begin, rows = rows_together(counts, total);
     for (size_t r = 0; r < total; r += rows) {
         /* The last rows may overlap those before, and give some outputs twice. */
         sparse_rows_from(call, how, &blocks, part->begin + (r + rows <= total ? r : total - rows), rows);

@@ -3,7 +3,20 @@
 #ifndef LIL_SIMD_ROWS_H
 #define LIL_SIMD_ROWS_H
 
-#include "simd_math.h"
+#include "simd_quantize.h"
+
+/* The format's lanes of a sum of x[0..n). A tail's missing elements add +0, which changes no sum that began at +0. */
+LIL_INLINE lanes simd_sum(const float *x, size_t n) {
+    lanes sum = lanes_zero();
+    size_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        sum = lanes_add(sum, lanes_load(x + i));
+    }
+    if (i < n) {
+        sum = lanes_add(sum, lanes_load_part(x + i, n - i));
+    }
+    return sum;
+}
 
 enum { PATTERN = 16 }; /* images of up to so many channels are normalised across their pixels */
 
