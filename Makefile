@@ -17,6 +17,14 @@ RUNS ?= runs
 RECIPE ?= recipes/digits.toml
 RESULTS ?= benchmarks/results
 
+# The fuzzer's compiler: clang with libFuzzer, under its name or the name of a version.
+FUZZ_CC ?= $(firstword $(foreach name,clang clang-21 clang-20 clang-19 clang-18 clang-17 clang-16 clang-15 clang-14,\
+	$(shell command -v $(name) >/dev/null 2>&1 && echo $(name))))
+FUZZ_SECONDS ?= 600
+FUZZ := build/fuzz
+FUZZ_FLAGS = -std=c11 -g -O2 -ffp-contract=off -I$(CURDIR)/src/lilliput/runtime/c
+FUZZ_SANITIZE := -fsanitize=address,undefined,float-cast-overflow -fno-sanitize-recover=all
+
 # Two test processes, of one thread each (tests/conftest.py): the tests are many and small, so processes use two cores
 # better than threads do. `make test JOBS=8` on a larger machine.
 JOBS ?= 2
@@ -26,7 +34,7 @@ PYTEST = $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal $(TESTS
 C_SOURCES := $(wildcard src/lilliput/runtime/*.cpp src/lilliput/runtime/*.h src/lilliput/runtime/peak.c src/lilliput/runtime/c/*.c src/lilliput/runtime/c/*.h)
 STAMP := $(VENV)/.installed
 
-.PHONY: help build demo test check format lock bench clean
+.PHONY: help build demo test check format lock bench fuzz clean
 
 help:
 	@echo 'make demo    train, prune, quantize, export, run and report on the digits ($(RUNS)/)'
@@ -34,7 +42,8 @@ help:
 	@echo 'make check   format, lint, types, import layers, then all tests: what CI runs'
 	@echo 'make format  rewrite the sources in the project format'
 	@echo 'make build   only set up $(VENV) and build the C runtime'
-	@echo 'make bench   install the peers and measure beside them ($(RESULTS)/); some 20 minutes, on an idle machine'
+	@echo 'make bench   install the peers and measure beside them ($(RESULTS)/); some 25 minutes, on an idle machine'
+	@echo 'make fuzz    open and run mutated files under sanitizers, for FUZZ_SECONDS ($(FUZZ_SECONDS)); needs clang with libFuzzer'
 	@echo 'make lock    write requirements.lock from what $(VENV) has installed'
 	@echo 'make clean   remove what the build and the tests left (not $(RUNS)/)'
 
@@ -66,6 +75,24 @@ bench: $(STAMP)
 	$(BIN)/lil bench build/vit-413k.lil --peers --batch 32 --threads 2 --out $(RESULTS)/vit-413k-batch32.json
 	case "$$(uname -m)" in x86_64) $(BIN)/lil bench build/vit-413k.lil --peers --isa avx2 --out $(RESULTS)/vit-413k-avx2.json;; esac
 	$(BIN)/python benchmarks/formats.py --out $(RESULTS)/formats.json
+	$(BIN)/python benchmarks/blocks.py recipes/digits.toml --runs build/blocks --out $(RESULTS)/blocks-digits.json
+
+# The core and the property are built with the sanitizers, and only the core shows the fuzzer its edges; the mutator is
+# plain and quick. New inputs go to $(FUZZ)/found, findings to $(FUZZ)/findings; see tests/fuzz/README.md. Linux hands out
+# the registers of AMX only where a sanitizer has no signal stack of its own.
+fuzz: $(STAMP)
+	@test -n '$(FUZZ_CC)' || { echo 'make fuzz needs clang with libFuzzer (Debian: apt-get install clang libclang-rt-dev), and found none' >&2; exit 1; }
+	rm -rf $(FUZZ)/objects $(FUZZ)/seeds
+	mkdir -p $(FUZZ)/objects $(FUZZ)/seeds $(FUZZ)/found $(FUZZ)/findings
+	cd $(FUZZ)/objects && for file in $(CURDIR)/src/lilliput/runtime/c/*.c; do \
+		$(FUZZ_CC) $(FUZZ_FLAGS) $(FUZZ_SANITIZE) -fsanitize=fuzzer-no-link -fno-sanitize-coverage=trace-cmp \
+			-I$(CURDIR)/tests/fuzz/cached -c $$file; done
+	cd $(FUZZ)/objects && $(FUZZ_CC) $(FUZZ_FLAGS) $(FUZZ_SANITIZE) -c $(CURDIR)/tests/fuzz/execute.c
+	cd $(FUZZ)/objects && $(FUZZ_CC) $(FUZZ_FLAGS) -c $(addprefix $(CURDIR)/tests/fuzz/,mutate.c draft.c repair.c values.c fuzz_model.c)
+	$(FUZZ_CC) $(FUZZ_SANITIZE) -fsanitize=fuzzer $(FUZZ)/objects/*.o -lm -o $(FUZZ)/fuzz_model
+	$(BIN)/python tests/fuzz/make_seeds.py $(FUZZ)/seeds
+	cd $(FUZZ) && ASAN_OPTIONS=detect_leaks=0:use_sigaltstack=0 UBSAN_OPTIONS=print_stacktrace=1 ./fuzz_model -max_len=4096 \
+		-max_total_time=$(FUZZ_SECONDS) -artifact_prefix=findings/ -print_final_stats=1 found $(CURDIR)/tests/fuzz/corpus seeds
 
 lock: $(STAMP)
 	$(BIN)/python tools/lock.py

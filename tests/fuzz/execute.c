@@ -172,7 +172,7 @@ static void run(trial *t, int isa, size_t num_threads, int fill) {
     static uint8_t *arena_end;
     lil_model model = *t->model;
     turns order = {num_threads, t->backwards};
-    const lil_team team = {num_threads, take_turns, &order};
+    const lil_team team = {.num_threads = num_threads, .run = take_turns, .threads = &order};
     if (arena_end == NULL) {
         arena_end = guarded(MAX_ARENA);
     }

@@ -5,24 +5,27 @@
 
 #include_next <cpuid.h>
 
-typedef struct fuzz_leaf {
-    int asked, found;
-    unsigned int a, b, c, d;
-} fuzz_leaf;
-
-static inline int fuzz_cpuid(unsigned int leaf, unsigned int *a, unsigned int *b, unsigned int *c, unsigned int *d) {
-    static fuzz_leaf leaves[8];
-    fuzz_leaf *l = &leaves[leaf % 8];
-    if (!l->asked) {
-        l->found = leaf == 7 ? __get_cpuid_count(leaf, 0, &l->a, &l->b, &l->c, &l->d)
-                             : __get_cpuid(leaf, &l->a, &l->b, &l->c, &l->d);
-        l->asked = 1;
+/* A leaf's four registers, as the processor gave them the first time. */
+static inline const unsigned int *fuzz_cpuid(unsigned int leaf) {
+    static struct {
+        int asked;
+        unsigned int registers[4];
+    } leaves[8];
+    if (!leaves[leaf % 8].asked) {
+        unsigned int *r = leaves[leaf % 8].registers;
+        __cpuid_count(leaf, 0, r[0], r[1], r[2], r[3]);
+        leaves[leaf % 8].asked = 1;
     }
-    *a = l->a, *b = l->b, *c = l->c, *d = l->d;
-    return l->found;
+    return leaves[leaf % 8].registers;
 }
 
-#define __get_cpuid(leaf, a, b, c, d) fuzz_cpuid(leaf, a, b, c, d)
-#define __get_cpuid_count(leaf, subleaf, a, b, c, d) ((void)sizeof(char[(subleaf) == 0 ? 1 : -1]), fuzz_cpuid(leaf, a, b, c, d))
+#undef __cpuid
+#undef __cpuid_count
+#define __cpuid(leaf, eax, ebx, ecx, edx)                                                                             \
+    do {                                                                                                              \
+        const unsigned int *fuzz_registers = fuzz_cpuid(leaf);                                                        \
+        (eax) = fuzz_registers[0], (ebx) = fuzz_registers[1], (ecx) = fuzz_registers[2], (edx) = fuzz_registers[3];   \
+    } while (0)
+#define __cpuid_count(leaf, subleaf, eax, ebx, ecx, edx) __cpuid(leaf, eax, ebx, ecx, edx) /* only 0 is asked for */
 
 #endif

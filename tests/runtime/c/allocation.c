@@ -117,7 +117,7 @@ int main(int argc, char **argv) {
         leave("no seccomp", 3);
     }
     say("open");
-    const lil_team team = {TEAM, take_turns, NULL};
+    const lil_team team = {.num_threads = TEAM, .run = take_turns, .threads = NULL};
     for (int isa = 0; isa < LIL_ISA_COUNT; isa++) {
         if (available[isa]) {
             model.isa = (lil_isa)isa; /* lil_use_isa would ask the system again */

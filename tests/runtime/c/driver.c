@@ -113,7 +113,7 @@ static void check_team(const lil_model *model) {
     const size_t i = lil_input_bytes(model), o = lil_output_bytes(model), needed = lil_arena_bytes(model, TEAM);
     CHECK(needed > lil_arena_bytes(model, 1) && lil_arena_bytes(model, 2) < needed);
     size_t count = TEAM;
-    const lil_team team = {TEAM, take_turns, &count};
+    const lil_team team = {.num_threads = TEAM, .run = take_turns, .threads = &count};
     lil_context context = {.arena = aligned_alloc(LIL_ALIGNMENT, needed), .arena_bytes = needed, .team = &team};
     float *output = allocate(o);
     CHECK(context.arena != NULL);
@@ -127,7 +127,7 @@ static void check_team(const lil_model *model) {
         context.arena_bytes = too_small[k];
         CHECK(lil_run(model, &context, m.input, i, output, o) == LIL_ARENA_SMALL);
     }
-    const lil_team endless = {SIZE_MAX, take_turns, &count}; /* its scratch cannot be addressed */
+    const lil_team endless = {.num_threads = SIZE_MAX, .run = take_turns, .threads = &count}; /* its scratch cannot be addressed */
     context = (lil_context){.arena = context.arena, .arena_bytes = needed, .team = &endless};
     CHECK(lil_run(model, &context, m.input, i, output, o) == LIL_ARENA_SMALL);
     for (size_t k = 0; k < o / sizeof *output; k++) {
@@ -196,7 +196,7 @@ static void run_fresh(const lil_model *model) {
     const size_t i = lil_input_bytes(model), o = lil_output_bytes(model);
     for (int isa = 0; isa < LIL_ISA_COUNT; isa++) {
         for (size_t count = 1; count <= TEAM && lil_use_isa(&copy, (lil_isa)isa) == LIL_OK; count += TEAM - 1) {
-            const lil_team team = {count, take_turns, &count};
+            const lil_team team = {.num_threads = count, .run = take_turns, .threads = &count};
             const size_t bytes = lil_arena_bytes(model, count);
             fresh f = {model, aligned_alloc(LIL_ALIGNMENT, bytes > 0 ? bytes : LIL_ALIGNMENT), bytes};
             const lil_context context = {.arena = f.arena,

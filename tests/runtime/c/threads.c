@@ -63,7 +63,7 @@ static void run_team(void *threads, void (*task)(void *argument, size_t thread),
 /* Run every input with a team of `num_threads` (1: alone) and compare. */
 static void run_inputs(const lil_model *opened, size_t num_threads) {
     const size_t input_bytes = lil_input_bytes(opened), output_bytes = lil_output_bytes(opened);
-    const lil_team team = {num_threads, run_team, &num_threads};
+    const lil_team team = {.num_threads = num_threads, .run = run_team, .threads = &num_threads};
     const lil_context context = {.arena = allocate(lil_arena_bytes(opened, num_threads)),
                                  .arena_bytes = lil_arena_bytes(opened, num_threads),
                                  .team = num_threads > 1 ? &team : NULL};

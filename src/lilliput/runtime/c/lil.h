@@ -118,7 +118,7 @@ typedef struct lil_model {
  * bytes and, where very many buffers live long, with the number of ops times that of buffers. */
 lil_status lil_open(lil_model *model, const void *file, size_t file_bytes);
 
-/* "scalar", "avx2", "avx512", "neon" or "neondot"; NULL for a value outside the enum. */
+/* "scalar", "avx2", "avx512", "amx", "neon" or "neondot"; NULL for a value outside the enum. */
 const char *lil_isa_name(lil_isa isa);
 
 /* Whether this build has kernels for `isa` and this machine's processor (and system) can run them. */
