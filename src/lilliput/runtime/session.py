@@ -93,6 +93,7 @@ class Session:
         self._arena = _aligned(self._name, num_threads * self.arena_bytes)
         self._threads = Threads(num_threads) if num_threads > 1 else None
         self._num_outputs = model.output_cols
+        self._image = ImageShape(**{side: self._metadata["image"][side] for side in ImageShape._fields})
 
     def share(self, num_threads: int | None = None) -> Self:
         """Another session on the same file, which is not verified again: for a thread that runs beside this one.
@@ -126,7 +127,7 @@ class Session:
     @property
     def image(self) -> ImageShape:
         """The shape of an image that the model takes."""
-        return ImageShape(**{side: self._metadata["image"][side] for side in ImageShape._fields})
+        return self._image
 
     def run(self, images: ArrayLike) -> NDArray[np.float32]:
         """Run one image or a batch.
