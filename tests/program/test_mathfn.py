@@ -169,5 +169,5 @@ def test_softmax_is_close_to_float64_and_sums_to_one() -> None:
     exact /= exact.sum(axis=1, keepdims=True)
     got = mathfn.softmax(x)
     assert got.dtype == np.float32
-    assert np.abs(got - exact).max() < 1e-4
+    assert np.abs(got - exact).max() < 1e-6
     assert np.abs(got.sum(axis=1) - 1).max() < 1e-6
