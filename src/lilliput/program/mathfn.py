@@ -148,8 +148,8 @@ def quantize_rows(x: Float) -> tuple[Int8, Float]:
 
 
 def softmax(x: Float) -> Float:
-    """Probabilities along the last axis, for people to read: exp(x - max) / sum, [..., n] -> [..., n]; absolute error at
-    most 1e-6. No op: attention has its own (`exp2`)."""
+    """Probabilities along the last axis, for people to read: exp(x - max) / sum, [..., n] -> [..., n], to 1e-6. No op:
+    attention has its own (`exp2`)."""
     with np.errstate(all="ignore"):
         e = np.exp(x.astype(np.float64) - max_from_first(x)[..., None])
         return cast(Float, (e / e.sum(axis=-1, keepdims=True)).astype(np.float32))
