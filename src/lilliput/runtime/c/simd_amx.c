@@ -73,41 +73,84 @@ static void begin_group(row_group *g, size_t begin, size_t rows) {
 enum { AHEAD = 2, RING = 4 };
 
 typedef struct weight_stream {
-    const uint8_t *codes; /* of 16 outputs after 16 outputs */
+    const uint8_t *codes; /* layout `tiles`: of the next step */
+    lil_blocks blocks;    /* layout `blocks` */
+    size_t stored, end;   /*   numbers of the row's next stored block and of the first behind the row */
+    bool is_sparse;
     size_t padded_k;
     decoder decoder;
     size_t steps;         /* in all: for all outputs */
     size_t next;          /* to be decoded */
+    size_t row;           /* 16 outputs number.. */
     size_t k;             /* its first input */
-    const uint8_t *tile[RING];
+    const uint8_t *tile[RING]; /* NULL: all of it is zero */
     _Alignas(64) uint8_t levels[RING][TILE_ROWS * STEP];
 } weight_stream;
 
-/* Make the next tile ready; past its inputs it is 0. */
+/* The stored blocks of inputs [k, k + n), n <= STEP; NULL where there is none. */
+static const uint8_t *decode_stored(weight_stream *w, size_t n, uint8_t *levels) {
+    const size_t width = lil_block_cols(w->decoder.format), block_bytes = lil_block_bytes(w->decoder.format);
+    bool any = false;
+    if (w->k == 0) {
+        lil_block_range(&w->blocks, w->row, &w->stored, &w->end);
+    }
+    for (; w->stored < w->end; w->stored++) {
+        const size_t first = lil_u16_at(w->blocks.columns, w->stored) * width - w->k; /* before k: wraps to huge */
+        if (first >= n) {
+            break;
+        }
+        if (!any) {
+            memset(levels, 0, TILE_ROWS * STEP);
+            any = true;
+        }
+        for (size_t i = first; i < first + width && i < n; i += 8) {
+            __m512i tile[2];
+            decode_pair(&w->decoder, w->blocks.codes + w->stored * block_bytes, (i - first) / 8, tile);
+            _mm512_store_si512(levels + TILE_ROWS * i, tile[0]);
+            _mm512_store_si512(levels + TILE_ROWS * i + 64, tile[1]);
+        }
+    }
+    return any ? levels : NULL;
+}
+
+/* The tile of inputs [k, k + n) in the layout `tiles`; past n it is 0. */
+LIL_INLINE const uint8_t *decode_dense(weight_stream *w, size_t n, uint8_t *levels) {
+    const uint8_t *codes = w->codes;
+    w->codes += tiles_bytes(w->decoder.format, n);
+    if (w->decoder.format == LIL_INT8 && n == STEP) {
+        return codes; /* where it lies in the file */
+    }
+    decode_tiles(&w->decoder, codes, n, levels);
+    if (n < STEP) {
+        memset(levels + TILE_ROWS * n, 0, TILE_ROWS * (STEP - n));
+    }
+    return levels;
+}
+
+/* Make the next tile ready. */
 LIL_INLINE void decode_next(weight_stream *w) {
     if (w->next == w->steps) {
         return;
     }
     const size_t i = w->next++ % RING, n = w->padded_k - w->k < STEP ? w->padded_k - w->k : STEP;
-    w->tile[i] = w->levels[i];
-    if (w->decoder.format == LIL_INT8 && n == STEP) {
-        w->tile[i] = w->codes; /* where it lies in the file */
-    } else {
-        decode_tiles(&w->decoder, w->codes, n, w->levels[i]);
-        if (n < STEP) {
-            memset(w->levels[i] + TILE_ROWS * n, 0, TILE_ROWS * (STEP - n));
-        }
+    w->tile[i] = w->is_sparse ? decode_stored(w, n, w->levels[i]) : decode_dense(w, n, w->levels[i]);
+    w->k += n;
+    if (w->k == w->padded_k) {
+        w->k = 0;
+        w->row++;
     }
-    w->codes += tiles_bytes(w->decoder.format, n);
-    w->k = w->k + n < w->padded_k ? w->k + n : 0;
 }
 
 static void begin_stream(weight_stream *w, const lil_constant *codes, size_t padded_k) {
+    w->is_sparse = codes->layout == LIL_BLOCKS;
+    if (w->is_sparse) {
+        w->blocks = lil_blocks_of(codes);
+    }
     w->codes = codes->data;
     w->padded_k = padded_k;
     w->decoder = decoder_of(codes->format, false);
     w->steps = (codes->rows + 15) / 16 * ((padded_k + STEP - 1) / STEP);
-    w->next = w->k = 0;
+    w->next = w->row = w->k = 0;
     for (int i = 0; i < AHEAD; i++) {
         decode_next(w);
     }
@@ -180,7 +223,9 @@ LIL_INLINE void multiply_all(const row_group *g, weight_stream *w, size_t step, 
     for (size_t i = 0; i < steps; i++, step++) {
         decode_next(w);
         __asm__ volatile("" ::: "memory"); /* tile loads do not say to the compiler that they read memory */
-        if (i * STEP < whole) {
+        if (w->tile[step % RING] == NULL) {
+            /* nothing to add */
+        } else if (i * STEP < whole) {
             multiply(rows, i * STEP, g->padded_k, w->tile[step % RING], tiles);
         } else {
             multiply(tails, 0, STEP, w->tile[step % RING], tiles);
@@ -249,10 +294,17 @@ static void linear(const lil_call *call, const lil_part *part, finish how) {
     _tile_release();
 }
 
-/* For a few rows a tile instruction is a waste, and stored blocks are too small for it. */
+/* For a few rows a tile instruction is a waste, and where an eighth of the blocks is stored or less, VNNI's loop, which
+ * knows only these, is faster. */
 static bool suits(const lil_call *call, const lil_part *part) {
-    enum { FEW = 4 };
-    return part->end - part->begin > FEW && call->tensor[0].layout == LIL_TILES;
+    enum { FEW = 4, SPARSE = 8 };
+    const lil_constant *codes = &call->tensor[0];
+    if (part->end - part->begin <= FEW) {
+        return false;
+    }
+    return codes->layout == LIL_TILES ||
+           (uint64_t)lil_blocks_of(codes).count * lil_block_bytes(codes->format) * SPARSE >
+               (codes->rows + 15) / 16 * tiles_bytes(codes->format, codes->cols);
 }
 
 static void linear_activated(const lil_call *call, const lil_part *part) {
