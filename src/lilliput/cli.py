@@ -222,7 +222,7 @@ def bench(
     from lilliput.bench.profile import profile as profile_ops
     from lilliput.peers.table import PEERS
 
-    isa = isa or os.environ.get("LILLIPUT_ISA")
+    isa = isa or os.environ.get("LILLIPUT_ISA") or None
     with lilliput.open(model, isa=isa, num_threads=threads) as session:
         session.verify_golden()
         images = _bench_images(session, data, path, wanted=peers)

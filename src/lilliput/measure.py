@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,7 @@ from numpy.typing import NDArray
 from lilliput.errors import FailureError, InputError
 from lilliput.program import reference
 from lilliput.program.program import Program
-
-if TYPE_CHECKING:
-    from lilliput.runtime.session import Session
+from lilliput.runtime.session import Session, differs
 
 BATCH = 256  # examples between two reports of progress
 
@@ -38,7 +36,7 @@ class Evaluation:
 
 
 def evaluate(
-    session: "Session",
+    session: Session,
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
     progress: Callable[[int, int], None] | None = None,
@@ -71,7 +69,7 @@ def evaluate(
     return Evaluation(float((predictions == labels).mean()), len(images), confusion.tolist(), predictions, logits)
 
 
-def verify(session: "Session", program: Program, images: NDArray[np.uint8], random_images: int = 1000) -> int:
+def verify(session: Session, program: Program, images: NDArray[np.uint8], random_images: int = 1000) -> int:
     """Hold the runtime to the numpy reference, bit for bit, on `images` and on seeded random ones, extremes included.
 
     `program` is what `lilliput.artifact.read` gives for the session's file; images as in `evaluate`.
@@ -90,7 +88,7 @@ def verify(session: "Session", program: Program, images: NDArray[np.uint8], rand
     noise[:1], noise[1:2] = 0, 255
     everything = np.concatenate([images, noise])
     expected = reference.run(program, everything.reshape(len(everything), height * width, channels))
-    different = np.flatnonzero((session.run(everything).view(np.uint32) != expected.view(np.uint32)).any(axis=1))
+    different = np.flatnonzero(differs(session.run(everything), expected).any(axis=1))
     if len(different):
         raise FailureError(f"the runtime and the reference differ on {len(different)} images, first on {different[0]}")
     return len(everything)

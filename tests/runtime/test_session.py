@@ -510,3 +510,39 @@ def test_version_of_the_format_is_in_the_message(good_file: bytes, tmp_path: Pat
     path.write_bytes(good_file[:8] + struct.pack("<I", 7) + good_file[12:])
     with pytest.raises(ArtifactError, match="another version of the format; this runtime reads version 1"):
         lilliput.open(path)
+
+
+def test_a_session_in_a_forked_process(model_path: Path) -> None:
+    """Its threads are the parent's; it runs without them, and closes."""
+    code = """
+import os, sys
+import numpy as np
+import lilliput
+
+session = lilliput.open(sys.argv[1], num_threads=2)
+images = np.zeros((4, *session.image), np.uint8)
+wanted = session.run(images).tobytes()
+child = os.fork()
+if child == 0:
+    same = session.run(images).tobytes() == wanted
+    session.close()
+    os._exit(0 if same else 3)
+print(os.waitpid(child, 0)[1])
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, model_path], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (result.returncode, result.stdout) == (0, "0\n"), result.stderr
+
+
+def test_the_binding_refuses_rows_of_another_width(model_path: Path) -> None:
+    model = Model(model_path.read_bytes())
+    memory = np.zeros(2 * model.arena_bytes + ALIGNMENT, np.uint8)
+    arena = memory[-memory.ctypes.data % ALIGNMENT :][: 2 * model.arena_bytes]
+    for images, outputs in (
+        (np.zeros((4, 47), np.uint8), np.zeros((4, 3), np.float32)),
+        (np.zeros((4, 48), np.uint8), np.zeros((4, 2), np.float32)),
+    ):
+        for threads in (None, Threads(2)):
+            with pytest.raises(InputError):
+                model.run(arena, images, outputs, threads)

@@ -27,7 +27,7 @@ ROLES = ("weight", "bias", "norm", "embedding", "scale", "constant")
 MAX_SIDE = 2**24
 MAX_BYTES = 2**31 - 1
 MAX_RECORDS = 65535
-MAX_BLOCK_CODES = 2**28  # of all tensors in layout blocks, with what they leave out
+MAX_BLOCK_CODES = 2**26  # of all tensors in layout blocks, with what they leave out
 
 
 def _require(condition: bool, message: str) -> None:

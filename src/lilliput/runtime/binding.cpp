@@ -192,9 +192,15 @@ class Model {
     const lil_model &get() const { return model_; }
 
   private:
-    static void check(const Inputs &inputs, const Outputs &outputs) {
+    void check(const Inputs &inputs, const Outputs &outputs) const {
         if (inputs.shape(0) != outputs.shape(0)) {
             raise("InputError", "as many outputs as inputs are needed");
+        }
+        if (inputs.shape(1) != lil_input_bytes(&model_)) {
+            accept(LIL_INPUT_SIZE);
+        }
+        if (outputs.shape(1) != model_.output_cols) {
+            accept(LIL_OUTPUT_SIZE);
         }
     }
 

@@ -20,10 +20,9 @@ from lilliput.program.validation import check_metadata, parse_metadata
 from lilliput.runtime._lil import ALIGNMENT, Model, Threads
 
 CHUNK = 16  # images a thread and call into C, so that Ctrl-C is heard soon
-FIRST_SECTION, CONSTANTS_OFFSET = (
-    192,
-    128,
-)  # docs/format.md: where sections begin, and where it says where that one does
+FIRST_SECTION = 192  # docs/format.md: where sections begin,
+CONSTANTS_OFFSET = 128  # and where it says where that one does
+MAX_RECORD_BYTES = 65535 * (24 + 24 + 40) + 4096  # as many of each as a file may have
 ISA_VARIABLE = "LILLIPUT_ISA"
 
 
@@ -107,7 +106,10 @@ class Session:
         other = object.__new__(type(self))
         with self._lock:
             model = self._opened()
-            other._watch(os.dup(self._descriptor))
+            try:
+                other._watch(os.dup(self._descriptor))
+            except OSError as error:
+                raise FailureError(f"{self._name}: cannot be shared ({error.strerror})") from None
             other._stamp = self._stamp
         other._name, other._metadata = self._name, self._metadata
         other.file_bytes, other.isa = self.file_bytes, self.isa
@@ -196,7 +198,7 @@ class Session:
         """
         inputs, wanted = self._golden()
         outputs = self.run(inputs)
-        wrong = np.argwhere(outputs.view(np.uint32) != wanted.view(np.uint32))
+        wrong = np.argwhere(differs(outputs, wanted))
         if len(wrong):
             example, output = (int(index) for index in wrong[0])
             is_value, said = outputs[example, output], wanted[example, output]
@@ -282,8 +284,14 @@ def _keep_records(mapping: mmap.mmap) -> None:
     the program that is verified is the one that runs. (The weights' pages stay shared with other processes.)"""
     if len(mapping) >= FIRST_SECTION:
         (constants,) = struct.unpack_from("<Q", mapping, CONSTANTS_OFFSET)
-        for page in range(0, min(constants, len(mapping)), mmap.PAGESIZE):
+        for page in range(0, min(constants, len(mapping), MAX_RECORD_BYTES), mmap.PAGESIZE):
             mapping[page] = mapping[page]
+
+
+def differs(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Where two outputs have other bits; one NaN is as good as another (docs/format.md)."""
+    same: NDArray[np.bool_] = first.view(np.uint32) == second.view(np.uint32)
+    return ~(same | (np.isnan(first) & np.isnan(second)))
 
 
 def _stamp(descriptor: int) -> tuple[int, int]:

@@ -17,9 +17,9 @@
 #endif
 
 // `num_threads - 1` threads that wait for work; the caller of run() is the first. One run() at a time.
-class Threads {
+class Pool {
   public:
-    explicit Threads(size_t num_threads) : count_(num_threads), process_(process()) {
+    explicit Pool(size_t num_threads) : count_(num_threads) {
         try {
             for (size_t thread = 1; thread < count_; thread++) {
                 workers_.emplace_back([this, thread] { serve(thread); });
@@ -29,28 +29,12 @@ class Threads {
             throw;
         }
     }
-    Threads(const Threads &) = delete;
-    Threads &operator=(const Threads &) = delete;
-    ~Threads() {
-        if (process() == process_) {
-            stop();
-        } else { // after a fork the threads are the parent's, not ours: there is nothing to join
-            for (std::thread &worker : workers_) {
-                new (&worker) std::thread;
-            }
-        }
-    }
+    Pool(const Pool &) = delete;
+    Pool &operator=(const Pool &) = delete;
+    ~Pool() { stop(); }
 
-    size_t size() const { return count_; }
-
-    // task(argument, t) for each t in 0..size()-1; returns when all are done. After a fork: one after another.
+    // task(argument, t) for each t in 0..num_threads-1; returns when all are done.
     void run(void (*task)(void *, size_t), void *argument) {
-        if (process() != process_) {
-            for (size_t thread = 0; thread < count_; thread++) {
-                task(argument, thread);
-            }
-            return;
-        }
         {
             std::lock_guard<std::mutex> lock(mutex_);
             task_ = task;
@@ -66,15 +50,7 @@ class Threads {
     }
 
   private:
-    static constexpr size_t kSpins = 2000; // some tens of microseconds: the gap between two ops is far shorter
-
-    static long process() {
-#if defined(_WIN32)
-        return 0;
-#else
-        return static_cast<long>(getpid());
-#endif
-    }
+    static constexpr size_t kSpins = 2000; // up to some hundred microseconds: the gap between two ops is far shorter
 
     static void pause() {
 #if defined(__x86_64__) || defined(_M_X64)
@@ -115,7 +91,6 @@ class Threads {
     }
 
     const size_t count_;
-    const long process_;
     std::mutex mutex_;
     std::condition_variable wake_;
     std::atomic<size_t> round_{0};
@@ -124,6 +99,45 @@ class Threads {
     void (*task_)(void *, size_t) = nullptr;
     void *argument_ = nullptr;
     std::vector<std::thread> workers_; // last: they use all of the above
+};
+
+// The same, in a process and in those that fork from it: there the threads are the parent's, and tasks run one after
+// another.
+class Threads {
+  public:
+    explicit Threads(size_t num_threads) : count_(num_threads), process_(process()), pool_(new Pool(num_threads)) {}
+    Threads(const Threads &) = delete;
+    Threads &operator=(const Threads &) = delete;
+    ~Threads() {
+        if (process() == process_) { // else nothing may be destroyed: a condition waits for its waiters
+            delete pool_;
+        }
+    }
+
+    size_t size() const { return count_; }
+
+    void run(void (*task)(void *, size_t), void *argument) {
+        if (process() == process_) {
+            pool_->run(task, argument);
+            return;
+        }
+        for (size_t thread = 0; thread < count_; thread++) {
+            task(argument, thread);
+        }
+    }
+
+  private:
+    static long process() {
+#if defined(_WIN32)
+        return 0;
+#else
+        return static_cast<long>(getpid());
+#endif
+    }
+
+    const size_t count_;
+    const long process_;
+    Pool *const pool_;
 };
 
 #endif

@@ -73,7 +73,7 @@ typedef enum lil_status {
 typedef enum lil_isa {
     LIL_SCALAR = 0, /* plain C, everywhere */
     LIL_AVX2,       /* x86-64 */
-    LIL_AVX512,     /* x86-64: AVX-512 F, BW, DQ, VL, VBMI and VNNI */
+    LIL_AVX512,     /* x86-64: AVX-512 F, BW, DQ, VL, VBMI and VNNI, and BMI2 */
     LIL_AMX,        /* x86-64: the same, and AMX with int8 */
     LIL_NEON,       /* aarch64 */
     LIL_NEONDOT,    /* aarch64 with the dot product instructions (Armv8.2 and later) */
@@ -121,7 +121,8 @@ lil_status lil_open(lil_model *model, const void *file, size_t file_bytes);
 /* "scalar", "avx2", "avx512", "amx", "neon" or "neondot"; NULL for a value outside the enum. */
 const char *lil_isa_name(lil_isa isa);
 
-/* Whether this build has kernels for `isa` and this machine's processor (and system) can run them. */
+/* Whether this build has kernels for `isa` and this machine's processor (and system) can run them. On Linux with AMX this,
+ * like lil_open, asks the system once and for all to let the process have AMX's registers. */
 bool lil_isa_available(lil_isa isa);
 
 /* Take the kernels of `isa` for this model from now on. Not while the model runs.
@@ -174,7 +175,7 @@ size_t lil_output_bytes(const lil_model *model);
  * output   exactly lil_output_bytes: receives float32 [output_cols], at a multiple of 4. Untouched after a refusal.
  * Arena and output overlap neither each other nor the input nor the file.
  * Returns LIL_OK or one of lil_run's codes. Thread-safe for different contexts and outputs. Allocates nothing, waits
- * for nothing but the team.
+ * for nothing but the team. Takes up to 96 KB of each thread's stack (scalar kernels: 4 KB).
  *
  * The same bits on every machine, with every instruction set and any number of threads: the floating-point environment
  * (rounding, flush to zero) of each thread is set to the default for the time of the call and restored. */

@@ -17,7 +17,7 @@
 #define LIL_MAX_DIMENSION (1u << 24) /* rows, cols */
 #define LIL_MAX_DEPTH 65536u         /* K of an integer product: 65536 * 127 * 127 < 2^31 */
 #define LIL_MAX_BYTES 0x7FFFFFFFu    /* a buffer's, a tensor's, the arena's */
-#define LIL_MAX_BLOCK_CODES (1u << 28) /* of all tensors in `blocks`, with what they leave out */
+#define LIL_MAX_BLOCK_CODES (1u << 26) /* of all tensors in `blocks`, with what they leave out */
 #define LIL_MAX_RECORDS 65535u
 #define LIL_NUM_SECTIONS 6u
 #define LIL_NUM_INPUTS 3

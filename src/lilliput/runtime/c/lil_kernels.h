@@ -156,7 +156,7 @@ typedef struct lil_attention_scratch {
     uint64_t queries;       /* int8 [16 * P16(dh)] levels of up to LIL_QUERIES queries */
     uint64_t key_scales;    /* float32 [P16(T)] */
     uint64_t value_scales;  /* float32 [P16(T)] */
-    uint64_t key_sums;      /* int32 [P16(T)] of a key's levels; the scalar kernel has no use for them */
+    uint64_t key_sums;      /* int32 [P16(T)]: for kernels that need sums of a key's levels */
     uint64_t scores;        /* float32 [16 * P16(T)]: s, then e, then g */
     uint64_t probabilities; /* int8 [16 * P16(T)] levels 0..127 */
     uint64_t bytes;         /* in all */

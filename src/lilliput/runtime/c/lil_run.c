@@ -191,7 +191,7 @@ static void run_op(const lil_model *model, const lil_context *context, const mem
         .scratch_bytes = model->scratch_bytes,
     };
     const size_t elements = call.in[0].rows * call.in[0].cols + call.out[0].rows * call.out[0].cols;
-    if (j.num_threads == 1 || j.count < j.num_threads || elements < context->team->min_elements) {
+    if (j.num_threads == 1 || j.count == 1 || elements < context->team->min_elements) {
         j.num_threads = 1;
         work(&j, 0);
     } else {

@@ -70,7 +70,7 @@ static void quantize_keys(const head *h) {
         int8_t *tiles = h->keys + t0 * h->width;
         quantize_tiles(h, h->k + t0 * h->row_stride, rows, tiles, h->key_scales + t0);
         lanes_i32 sum = lanes_i32_set(0);
-        for (size_t d = 0; d < h->width; d += 4) {
+        for (size_t d = 0; d < h->width && LIL_OFFSET != 0; d += 4) {
             sum = lanes_dot_weights(sum, lanes_plain_tile(tiles + 16 * d), ones);
         }
         /* |sum| <= 127 * 65536 < 2^24: exact as a float, and still an int32 times 128 */
