@@ -32,3 +32,18 @@ def test_no_data_race_and_the_same_bits(threads: Path, good_file: bytes, tmp_pat
     result = subprocess.run([threads, path], capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     assert int(result.stdout) == 180
+
+
+def test_the_bindings_threads(tmp_path: Path) -> None:
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        pytest.skip("no C++ compiler")
+    program = tmp_path / "pool"
+    source = Path(__file__).parent / "c" / "pool.cpp"
+    flags = ("-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=thread", "-pthread")
+    command = [compiler, *flags, f"-I{CORE.parent}", source, "-o", program]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
+    result = subprocess.run([program], capture_output=True, text=True, check=False, env=environment, timeout=120)
+    assert (result.returncode, result.stdout) == (0, "done\n"), result.stderr[-3000:]
