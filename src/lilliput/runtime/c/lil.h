@@ -121,8 +121,8 @@ lil_status lil_open(lil_model *model, const void *file, size_t file_bytes);
 /* "scalar", "avx2", "avx512", "amx", "neon" or "neondot"; NULL for a value outside the enum. */
 const char *lil_isa_name(lil_isa isa);
 
-/* Whether this build has kernels for `isa` and this machine's processor (and system) can run them. On Linux with AMX this,
- * like lil_open, asks the system once and for all to let the process have AMX's registers. */
+/* Whether this build has kernels for `isa` and this machine's processor (and system) can run them. On Linux with AMX
+ * this, like lil_open, asks the system to let the process have AMX's registers for good. */
 bool lil_isa_available(lil_isa isa);
 
 /* Take the kernels of `isa` for this model from now on. Not while the model runs.

@@ -95,7 +95,8 @@ static bool all_finite(const uint8_t *bytes, const lil_tensor *tensor) {
 static bool bytes_have_levels(const uint8_t *bytes, uint64_t count, uint16_t format) {
     /* Eight bytes at a time: a field of bits is 0 after the exclusive or where it is the forbidden code, and below the
      * lowest such field nothing borrows, so "any" is exact. */
-    const uint64_t top = format == LIL_INT8 ? 0x8080808080808080u : 0x8888888888888888u, one = top >> (format == LIL_INT8 ? 7 : 3);
+    const uint64_t top = format == LIL_INT8 ? 0x8080808080808080u : 0x8888888888888888u;
+    const uint64_t one = top >> (format == LIL_INT8 ? 7 : 3);
     uint64_t found = 0;
     for (uint64_t i = 0; i < count; i += 8) {
         uint64_t word = 0; /* past the end: code 0 */

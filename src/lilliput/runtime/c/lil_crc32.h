@@ -75,8 +75,8 @@ LIL_CLMUL static inline __m128i lil_crc_fold(__m128i state, __m128i by, const ui
 }
 
 /* lil_crc32_more for 64 bytes or more, by products of polynomials (Gopal et al., "Fast CRC Computation for Generic
- * Polynomials Using PCLMULQDQ", Intel, 2009): 64 bytes are folded into the next 64 until 16 bytes are left that have the
- * same remainder as all, which the tables then find. The constants are that paper's for this polynomial. */
+ * Polynomials Using PCLMULQDQ", Intel, 2009): 64 bytes are folded into the next 64 until 16 bytes are left that have
+ * the same remainder as all, which the tables then find. The constants are that paper's for this polynomial. */
 LIL_CLMUL static inline uint32_t lil_crc32_clmul(uint32_t crc, const uint8_t *bytes, size_t count) {
     const __m128i by_512 = _mm_set_epi64x(0x01C6E41596, 0x0154442BD4);
     const __m128i by_128 = _mm_set_epi64x(0x00CCAA009E, 0x01751997D0);

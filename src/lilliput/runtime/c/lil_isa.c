@@ -40,8 +40,10 @@ static bool may_use_tiles(uint32_t state) {
 lil_cpu lil_detect(void) {
     lil_cpu cpu = {.isa = {[LIL_SCALAR] = true}};
     uint32_t a, b, c, d, state, state_high;
-    const uint32_t clmul = 1u << 1 | 1u << 19, avx = 1u << 27 | 1u << 28; /* SSE 4.1 too; the system saves AVX's state */
-    const uint32_t avx2 = 1u << 5, avx512 = 1u << 8 | 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* BMI2, F, DQ, BW, VL */
+    const uint32_t clmul = 1u << 1 | 1u << 19; /* and SSE 4.1 */
+    const uint32_t avx = 1u << 27 | 1u << 28;  /* and the system saves its state */
+    const uint32_t avx2 = 1u << 5;
+    const uint32_t avx512 = 1u << 8 | 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* BMI2, F, DQ, BW, VL */
     const uint32_t vbmi_vnni = 1u << 1 | 1u << 11, amx_int8 = 1u << 24 | 1u << 25;
     __cpuid(1, a, b, c, d);
     cpu.clmul = (c & clmul) == clmul;

@@ -19,8 +19,8 @@ bool lil_attention_layout(uint64_t num_tokens, uint64_t head_dim, lil_attention_
            lil_mul(tokens, LIL_QUERIES, &probabilities) && place(&end, levels, &scratch->keys) &&
            place(&end, levels, &scratch->values) && place(&end, queries, &scratch->queries) &&
            place(&end, floats, &scratch->key_scales) && place(&end, floats, &scratch->value_scales) &&
-           place(&end, floats, &scratch->key_sums) && place(&end, scores, &scratch->scores) && place(&end, probabilities, &scratch->probabilities) &&
-           place(&end, 0, &scratch->bytes);
+           place(&end, floats, &scratch->key_sums) && place(&end, scores, &scratch->scores) &&
+           place(&end, probabilities, &scratch->probabilities) && place(&end, 0, &scratch->bytes);
 }
 
 /* One head's view of the call and of the scratch. */

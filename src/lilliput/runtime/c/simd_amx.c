@@ -1,7 +1,7 @@
 /* The matrix product of AMX: tiles of up to 16 rows x 64 bytes. Everything else is AVX-512's.
  *
- * A tile of weights is 16 rows of 64 bytes, 4 inputs x 16 outputs each: 16 tiles of the file one after another. Codes of
- * 8 bits are loaded where they lie in the file, others decoded, once for up to 80 rows of activations. While the tile
+ * A tile of weights is 16 rows of 64 bytes, 4 inputs x 16 outputs each: 16 tiles of the file one after another. Codes
+ * of 8 bits are loaded where they lie in the file, others decoded, once for up to 80 rows of activations. While the tile
  * unit makes the sums of 16 outputs, the vector units finish those of the 16 before. */
 #include "lil_isa.h"
 

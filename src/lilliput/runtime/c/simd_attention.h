@@ -198,8 +198,8 @@ LIL_INLINE void store_output(const head *h, lanes_i32 sum, float scale, size_t d
     }
 }
 
-/* Outputs of `count` (1..LIL_MIXED) queries, dims [d, d + 16 * slices); their weights are 4 tokens each, `stride` bytes from
- * one four to the next. Counts and stride are literals at each call. */
+/* Outputs of `count` (1..LIL_MIXED) queries, dims [d, d + 16 * slices); their weights are 4 tokens each, `stride` bytes
+ * from one four to the next. Counts and stride are literals at each call. */
 LIL_INLINE void mix(const head *h, const float *scale, const int8_t *weights, size_t stride, size_t count, size_t d,
                     size_t slices, float *y) {
     const size_t fours = (h->num_tokens + 3) / 4;

@@ -66,7 +66,7 @@ LIL_INLINE lanes lanes_min(lanes a, lanes b) {
 LIL_INLINE lanes lanes_abs(lanes x) {
     return _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(0x7FFFFFFF)));
 }
-/* The first n (0..16) lanes of a, the others of b. */
+/* The first n lanes of a (all for n >= 16), the others of b. */
 LIL_INLINE lanes lanes_first(lanes a, lanes b, size_t n) {
     return _mm512_mask_mov_ps(b, lanes_mask(n), a);
 }
@@ -122,7 +122,7 @@ LIL_INLINE float lanes_tree(lanes x) {
     const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
 }
-/* The largest lane; none is NaN. */
+/* The largest lane; none is NaN, or all are. */
 LIL_INLINE float lanes_largest(lanes x) {
     return _mm512_reduce_max_ps(x);
 }

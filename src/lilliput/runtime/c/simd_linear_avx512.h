@@ -1,11 +1,12 @@
 /* The matrix product of AVX-512 VNNI. Internal.
  *
- * The instruction takes unsigned by signed bytes, so an offset is added to one side's levels and taken back as the offset
- * times the sum of the other side's: the result is the same integer.
+ * The instruction takes unsigned by signed bytes, so an offset is added to one side's levels and taken back as the
+ * offset times the sum of the other side's: the result is the same integer.
  *
- * Layout `tiles`: weights of 32 outputs are decoded once for all rows, with the offset; the innermost loop holds the sums
- * of up to 12 rows by 32 outputs in registers. Layout `blocks`: what is not stored is not there for the loop either. It
- * holds up to 22 rows by 16 outputs and decodes each stored block on its way in; the offset is on the activations. */
+ * Layout `tiles`: weights of 32 outputs are decoded, with the offset, once for 96 rows (beyond 1024 inputs: once a
+ * block of rows); the innermost loop holds the sums of up to 12 rows by 32 outputs in registers. Layout `blocks`: what
+ * is not stored is not there for the loop either. It holds up to 22 rows by 16 outputs and decodes each stored block on
+ * its way in; the offset is on the activations. */
 #ifndef LIL_SIMD_LINEAR_AVX512_H
 #define LIL_SIMD_LINEAR_AVX512_H
 
@@ -76,8 +77,8 @@ static void multiply_rows(const linear_block *b, size_t rows, size_t tiles) {
     }
 }
 
-/* How many rows are taken together, of `total`: of the counts that there is code for (the last is 1), the one that takes
- * as few rows twice as can be, if each block of rows costs as much as one row more. */
+/* How many rows are taken together, of `total`: of the counts that there is code for (the last is 1), the one that
+ * takes as few rows twice as can be, if each block of rows costs as much as one row more. */
 static size_t rows_together(const uint8_t *counts, size_t total) {
     size_t best = 1, least = SIZE_MAX;
     for (;; counts++) {

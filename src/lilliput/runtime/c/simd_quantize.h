@@ -1,4 +1,4 @@
-/* quantize_row on sixteen lanes, for 16 rows together. Internal; it equals its scalar twin of lil_math.h bit for bit. */
+/* quantize_row on sixteen lanes, for 16 rows together. Internal; equal to its scalar twin of lil_math.h bit for bit. */
 #ifndef LIL_SIMD_QUANTIZE_H
 #define LIL_SIMD_QUANTIZE_H
 
@@ -19,8 +19,8 @@ LIL_INLINE lanes simd_magnitudes(const float *x, size_t n) {
 
 enum { ROWS = 16 }; /* rows whose lanes are reduced together */
 
-/* What quantises 16 rows: level = rint(max(x * inverse, low)). A row of zeros has low 0, so that NaN becomes 0 there and
- * -127 elsewhere, as lil_quantize_row has it; x * inverse cannot pass 127 by as much as 0.5. */
+/* What quantises 16 rows: level = rint(max(x * inverse, low)). A row of zeros has low 0, so that NaN becomes 0 there
+ * and -127 elsewhere, as lil_quantize_row has it; x * inverse cannot pass 127 by as much as 0.5. */
 typedef struct row_scales {
     _Alignas(64) float inverse[ROWS];
     float low[ROWS];
