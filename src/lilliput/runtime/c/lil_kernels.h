@@ -81,6 +81,10 @@ void lil_op_quantize(const lil_call *call, const lil_part *part);
 void lil_op_linear(const lil_call *call, const lil_part *part);
 void lil_op_linear_add(const lil_call *call, const lil_part *part);
 
+/* What happens to a product's scaled sums: the activations of linear, by their numbers in the file, and linear_add's
+ * residual. */
+typedef enum finish { FINISH_NONE = 0, FINISH_RELU, FINISH_GELU, FINISH_ADD } finish;
+
 /* f32 [R, D], gamma bf16 [1, D], beta bf16 [1, D] -> f32 [R, D]; a: eps (f32 bits, > 0). */
 void lil_op_layer_norm(const lil_call *call, const lil_part *part);
 

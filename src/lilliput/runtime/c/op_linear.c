@@ -4,9 +4,6 @@
 
 enum { TILE_N = 16, BLOCK_K = 8, BLOCK_R = 8 }; /* weights are decoded 16 x 8 at a time: two tiles of the file */
 
-/* What happens to a product's sum: activation(...) or ... + residual. */
-typedef enum finish { FINISH_NONE, FINISH_RELU, FINISH_GELU, FINISH_ADD } finish;
-
 /* The levels of tiles 2 * pair and 2 * pair + 1 of the block at `codes`, inputs first: w[k][n]. */
 static void decode_tiles(const uint8_t *restrict codes, size_t pair, uint16_t format, int16_t w[BLOCK_K][TILE_N]) {
     if (format == LIL_INT8) {
@@ -115,8 +112,7 @@ static void linear(const lil_call *call, const lil_part *part, finish how, const
 }
 
 void lil_op_linear(const lil_call *call, const lil_part *part) {
-    static const finish activations[] = {FINISH_NONE, FINISH_RELU, FINISH_GELU};
-    linear(call, part, activations[call->a[0]], NULL);
+    linear(call, part, (finish)call->a[0], NULL);
 }
 
 void lil_op_linear_add(const lil_call *call, const lil_part *part) {

@@ -4,9 +4,6 @@
 
 #include "simd_math.h"
 
-/* What happens to the scaled sums: activation(...) or ... + residual. */
-typedef enum finish { FINISH_NONE, FINISH_RELU, FINISH_GELU, FINISH_ADD } finish;
-
 /* Where the outputs of one product come from and go to. */
 typedef struct finish_target {
     const uint8_t *scale, *bias; /* bf16, one an output */
