@@ -192,13 +192,13 @@ def blocks() -> list[Case]:
         ),
         Case(
             "tensor-blocks-unpack-to-much",
-            "layout blocks have 1099511628544 codes; at most 268435456 are allowed",
+            "layout blocks have 1099511628544 codes; at most 67108864 are allowed",
             lambda d: shapes(d, (fc1, 2**24, 65536)),
         ),
         Case(
             "tensor-blocks-together-unpack-to-much",
-            "layout blocks have 536870912 codes; at most",
-            lambda d: shapes(d, (fc1, 2**14, 2**14), (fc2, 2**14, 2**14)),
+            "layout blocks have 134217728 codes; at most",
+            lambda d: shapes(d, (fc1, 2**13, 2**13), (fc2, 2**13, 2**13)),
         ),
     ]
 
