@@ -41,7 +41,7 @@ def test_the_bindings_threads(tmp_path: Path) -> None:
     program = tmp_path / "pool"
     source = Path(__file__).parent / "c" / "pool.cpp"
     flags = ("-std=c++17", "-O1", "-g", "-Wall", "-Wextra", "-Werror", "-fsanitize=thread", "-pthread")
-    command = [compiler, *flags, f"-I{CORE.parent}", source, "-o", program]
+    command = [compiler, *flags, f"-I{CORE.parent}", str(source), "-o", str(program)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
