@@ -22,11 +22,10 @@ from rich.table import Table
 import lilliput
 from lilliput import artifact, pipeline
 from lilliput.bench.images import random_images
-from lilliput.bench.origin import commit
 from lilliput.config import PruneSettings, Recipe, load_recipe, parse_recipe
 from lilliput.errors import UserError
 from lilliput.files import write_atomic
-from lilliput.measure import machine_info
+from lilliput.measure import commit, machine_info
 from lilliput.program.cost import macs, parameter_counts
 from lilliput.program.formats import count_blocks, stored_bytes
 from lilliput.program.program import Program

@@ -21,10 +21,9 @@ from rich.table import Table
 from lilliput import artifact
 from lilliput.bench.engines import EngineProcess
 from lilliput.bench.images import random_images
-from lilliput.bench.origin import commit
 from lilliput.config import ModelSettings, QuantizeSettings
 from lilliput.files import write_atomic
-from lilliput.measure import machine_info
+from lilliput.measure import commit, machine_info
 from lilliput.peers.table import OURS, Job
 from lilliput.program.cost import macs, parameter_counts
 from lilliput.runtime import isas
@@ -54,7 +53,8 @@ def write_model(kind: Kind, path: Path) -> dict[str, Any]:
     settings = ModelSettings(
         embed_dim=kind.width, depth=kind.depth, num_heads=max(1, kind.width // 32), mlp_dim=2 * kind.width
     )
-    program = random_model(settings, QuantizeSettings(weight_format=kind.weight_format), IMAGE, kind.zero_blocks)  # type: ignore[arg-type]
+    quantize = QuantizeSettings.model_validate({"weight_format": kind.weight_format})
+    program = random_model(settings, quantize, IMAGE, kind.zero_blocks)
     file_bytes = artifact.write(program, path)
     return {"file_bytes": file_bytes, "macs": macs(program), "weights": parameter_counts(program).weights}
 

@@ -49,7 +49,7 @@ def quantized_model(name: str, weight_format: str = "pot4") -> ViT:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)  # biases and norms too
-    Quantization(QuantizeSettings(weight_format=weight_format)).attach(model)  # type: ignore[arg-type]
+    Quantization(QuantizeSettings.model_validate({"weight_format": weight_format})).attach(model)
     return model.eval()
 
 

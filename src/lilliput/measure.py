@@ -1,7 +1,8 @@
-"""Measuring an artifact: its accuracy through the runtime, and the machine that it was measured on."""
+"""Measuring an artifact: its accuracy through the runtime, and what it was measured with: machine and source tree."""
 
 import os
 import platform
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -117,3 +118,22 @@ def _cpu_model() -> str:
             if key.strip() in ("model name", "Model", "Hardware") and value.strip():
                 return value.strip()
     return platform.processor() or platform.machine()
+
+
+def commit() -> str | None:
+    """The commit of the source tree, with `-dirty` where the package was changed since; None where it is not one."""
+    package = Path(__file__).parent
+    root = package.parent.parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        # Installed into somebody else's repository the answer would be that one's.
+        if not (Path(git("rev-parse", "--show-toplevel")).samefile(root) and git("ls-files", str(package))):
+            return None
+        changed = git("status", "--porcelain", "--untracked-files=no", str(package))
+        return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

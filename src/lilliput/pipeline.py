@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import subprocess
 import time
 import zlib
 from collections.abc import Iterator
@@ -34,7 +33,7 @@ from lilliput.data import ImageDataset, channel_statistics
 from lilliput.errors import UserError
 from lilliput.files import write_atomic
 from lilliput.lower import lower
-from lilliput.measure import evaluate, machine_info
+from lilliput.measure import commit, evaluate, machine_info
 from lilliput.models.checkpoint import load_model, save_model
 from lilliput.models.vit import ViT
 from lilliput.program.builder import with_golden
@@ -95,7 +94,9 @@ def run(recipe: Recipe, out: Path, console: Console | None = None, quiet: bool =
     if PartialState().num_processes > 1:
         raise UserError("lil run: several processes are not supported yet; start it without a launcher")
     dataset = data.load(recipe.data)
-    state = Run(recipe, out / recipe.name, dataset, console, quiet, origin=_origin())
+    state = Run(
+        recipe, out / recipe.name, dataset, console, quiet, origin={"commit": commit(), "machine": machine_info()}
+    )
     with _alone_in(state.folder):
         _refuse_early(state)
         if not quiet:
@@ -355,26 +356,6 @@ def _fingerprint(dataset: ImageDataset) -> str:
     for part in (dataset.train, dataset.validation, dataset.test):
         crc = zlib.crc32(part.images.tobytes(), zlib.crc32(part.labels.tobytes(), crc))
     return f"{dataset.classes} {dataset.image_shape} {crc:08x}"
-
-
-def _origin() -> dict[str, Any]:
-    """What a stage's numbers come from: the machine, and the commit of the source tree (None where it is not one)."""
-    package = Path(__file__).parent
-    root = package.parent.parent
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    commit = None
-    try:
-        # Installed into somebody else's repository the answer would be that one's.
-        if Path(git("rev-parse", "--show-toplevel")).samefile(root) and git("ls-files", str(package)):
-            changed = git("status", "--porcelain", "--untracked-files=no", str(package))
-            commit = git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        commit = None
-    return {"commit": commit, "machine": machine_info()}
 
 
 def _announce(state: Run) -> None:

@@ -26,7 +26,7 @@ def models() -> ModuleType:
 
 @pytest.mark.parametrize("weight_format", ["pot4", "int8"])
 def test_blocks_are_zero_in_the_program(models: ModuleType, weight_format: str) -> None:
-    settings = QuantizeSettings(weight_format=weight_format)  # type: ignore[arg-type]
+    settings = QuantizeSettings.model_validate({"weight_format": weight_format})
     program = models.random_model(SETTINGS, settings, (16, 16, 3), zero_blocks=0.5, block=(16, 16))
     weights = {tensor.name: tensor for tensor in program.tensors if tensor.role == "weight"}
     assert {tensor.format for tensor in weights.values()} == {weight_format}

@@ -43,7 +43,7 @@ def pruned(sparsity: float, block: tuple[int, int] = BLOCK) -> tuple[ViT, Magnit
 
 
 def program_of(model: ViT, weight_format: str = "pot4") -> Program:
-    Quantization(QuantizeSettings(weight_format=weight_format)).attach(model)  # type: ignore[arg-type]
+    Quantization(QuantizeSettings.model_validate({"weight_format": weight_format})).attach(model)
     return lower(model, {"labels": list("abcde")})
 
 

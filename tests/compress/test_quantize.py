@@ -49,7 +49,9 @@ def test_the_claim_holds_on_the_model_and_on_its_program() -> None:
 def test_six_bits_are_in_the_file(embedding_format: str) -> None:
     torch.manual_seed(0)
     model = ViT(ModelSettings(patch_size=4, embed_dim=20, depth=1, num_heads=2, mlp_dim=24), (8, 8, 1), 5)
-    work = Quantization(QuantizeSettings(weight_format="int6", embedding_format=embedding_format))  # type: ignore[arg-type]
+    work = Quantization(
+        QuantizeSettings.model_validate({"weight_format": "int6", "embedding_format": embedding_format})
+    )
     work.attach(model)
     program = artifact.from_bytes(artifact.to_bytes(program_of(model)), "six.lil")
     assert_ledger(work.claims(model), program, "export")

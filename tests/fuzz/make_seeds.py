@@ -5,6 +5,7 @@
 
 import argparse
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,39 +73,44 @@ class Seed:
         return artifact.to_bytes(with_golden(program, examples) if num_golden else program)
 
 
+def seeds_of(number: int, rows: int, inputs: int, outputs: int) -> Iterator[tuple[str, bytes]]:
+    """Name and file of each seed of one shape."""
+
+    def make(what: str, change: Callable[[Seed], object]) -> tuple[str, bytes]:
+        seed = Seed(rows, inputs, number)
+        change(seed)
+        return f"{what}-{number}", seed.finish(num_golden=number % 3)
+
+    for format in WEIGHT_FORMATS:
+
+        def linear(format: str, s: Seed) -> None:
+            s.linear(format, inputs, outputs, activation=number % 3)
+
+        def add(format: str, s: Seed) -> None:
+            s.linear(format, inputs, inputs, layout="blocks", add=s.last)
+
+        def embed(format: str, s: Seed) -> None:
+            s.op("prepend_token", s.codes(format, "rows", 1, inputs), s.bf16(1))
+            s.op("add_positions", s.codes(format, "rows", rows + 1, inputs), s.bf16(rows + 1))
+
+        yield make(f"linear-{format}", partial(linear, format))
+        yield make(f"linear_add-{format}", partial(add, format))
+        yield make(f"embedding-{format}", partial(embed, format))
+
+    def attention(s: Seed) -> None:
+        heads = 1 + number % 3 if rows > 1 else 1
+        s.linear("pot4", inputs, 3 * heads * outputs)
+        s.op("attention", num_heads=heads, head_dim=outputs, logit_scale=0.3, num_queries=number % 2)
+
+    yield make("attention", attention)
+    yield make("layer_norm", lambda s: s.op("layer_norm", s.bf16(s.cols), s.bf16(s.cols), eps=1e-6))
+    yield make("select_row", lambda s: s.op("select_row", row=s.rows - 1))
+
+
 def seeds() -> Iterator[tuple[str, bytes]]:
     """Name and file of each seed."""
-    for number, (rows, inputs, outputs) in enumerate(SHAPES):
-
-        def make(what: str, change: Callable[[Seed], object]) -> tuple[str, bytes]:
-            seed = Seed(rows, inputs, number)  # noqa: B023
-            change(seed)
-            return f"{what}-{number}", seed.finish(num_golden=number % 3)  # noqa: B023
-
-        for format in WEIGHT_FORMATS:
-
-            def linear(s: Seed) -> None:
-                s.linear(format, inputs, outputs, activation=number % 3)  # noqa: B023
-
-            def add(s: Seed) -> None:
-                s.linear(format, inputs, inputs, layout="blocks", add=s.last)  # noqa: B023
-
-            def embed(s: Seed) -> None:
-                s.op("prepend_token", s.codes(format, "rows", 1, inputs), s.bf16(1))  # noqa: B023
-                s.op("add_positions", s.codes(format, "rows", rows + 1, inputs), s.bf16(rows + 1))  # noqa: B023
-
-            yield make(f"linear-{format}", linear)
-            yield make(f"linear_add-{format}", add)
-            yield make(f"embedding-{format}", embed)
-
-        def attention(s: Seed) -> None:
-            heads = 1 + number % 3 if rows > 1 else 1  # noqa: B023
-            s.linear("pot4", inputs, 3 * heads * outputs)  # noqa: B023
-            s.op("attention", num_heads=heads, head_dim=outputs, logit_scale=0.3, num_queries=number % 2)  # noqa: B023
-
-        yield make("attention", attention)
-        yield make("layer_norm", lambda s: s.op("layer_norm", s.bf16(s.cols), s.bf16(s.cols), eps=1e-6))
-        yield make("select_row", lambda s: s.op("select_row", row=s.rows - 1))
+    for number, shape in enumerate(SHAPES):
+        yield from seeds_of(number, *shape)
     for kernel, stride, padding in ((1, 1, 0), (3, 2, 1), (4, 4, 0), (2, 1, 1)):
         seed = Seed(24, 3, kernel)
         seed.op("unfold", height=4, width=6, kernel=kernel, stride=stride, padding=padding)

@@ -14,9 +14,8 @@ from numpy.typing import NDArray
 
 import lilliput
 from lilliput.bench.engines import EngineError, EngineProcess, process, start
-from lilliput.bench.origin import commit
 from lilliput.errors import FailureError
-from lilliput.measure import machine_info
+from lilliput.measure import commit, machine_info
 from lilliput.peers.table import OURS, Engine, Job
 from lilliput.runtime.session import Session
 

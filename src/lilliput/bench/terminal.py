@@ -1,13 +1,12 @@
 """A benchmark's results as tables for the terminal."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lilliput.report.terminal import table_of
 from lilliput.report.text import count, percent, short_bytes
 
 NONE = "-"
@@ -45,18 +44,9 @@ def _summary(results: dict[str, Any]) -> str:
     )
 
 
-def _table(title: str, columns: Sequence[str], numbers: Sequence[str]) -> Table:
-    table = Table(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
-    )
-    for column in columns:
-        table.add_column(column, justify="right" if column in numbers else "left", no_wrap=column in numbers)
-    return table
-
-
 def _engines(results: dict[str, Any]) -> Table:
     numbers = ("median us", "p95", "images/s", "ratio", "agrees", "file", "resident", "open ms", "first ms")
-    table = _table("Engines, in turns", ("engine", *numbers), numbers)
+    table = table_of("Engines, in turns", ("engine", *numbers), numbers)
     for entry in results["engines"]:
         if entry["reason"] is not None:
             table.add_row(escape(entry["name"]), *[NONE] * len(numbers), style="dim")
@@ -105,7 +95,7 @@ def _footnotes(results: dict[str, Any]) -> str:
 
 def _ops(profile: dict[str, Any]) -> Table:
     numbers = ("#", "output", "us", "share", "multiply-adds", "bytes", "GMAC/s", "of roofline")
-    table = _table("Time by op, one image", ("#", "kind", *numbers[1:]), numbers)
+    table = table_of("Time by op, one image", ("#", "kind", *numbers[1:]), numbers)
     for index, op in enumerate(profile["ops"]):
         rates = (op["gmacs_per_second"], op["roofline_share"])
         table.add_row(

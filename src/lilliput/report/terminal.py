@@ -36,7 +36,8 @@ def _summary(contents: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _table(title: str, columns: Sequence[str], numbers: Sequence[str]) -> Table:
+def table_of(title: str, columns: Sequence[str], numbers: Sequence[str]) -> Table:
+    """An empty table; the columns named in `numbers` are set to the right."""
     table = Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False
     )
@@ -46,7 +47,7 @@ def _table(title: str, columns: Sequence[str], numbers: Sequence[str]) -> Table:
 
 
 def _kinds(contents: dict[str, Any]) -> Table:
-    table = _table("Bytes by kind", ("holds", "bytes", "share", ""), ("bytes", "share"))
+    table = table_of("Bytes by kind", ("holds", "bytes", "share", ""), ("bytes", "share"))
     for name, label in CATEGORIES.items():
         share = contents["bytes"][name] / contents["file_bytes"]
         table.add_row(label, count(contents["bytes"][name]), percent(share, 1), "█" * round(share * BAR_COLUMNS))
@@ -57,7 +58,7 @@ def _kinds(contents: dict[str, Any]) -> Table:
 
 def _layers(contents: dict[str, Any]) -> Table:
     numbers = ("weights", "zero", "codes", "scales", "vectors", "bytes")
-    table = _table("Bytes by layer", ("layer", *numbers), numbers)
+    table = table_of("Bytes by layer", ("layer", *numbers), numbers)
     for layer in contents["layers"]:
         zero = percent(1 - layer["nonzero_weights"] / layer["weights"], 1) if layer["weights"] else "-"
         weights = count(layer["weights"]) if layer["weights"] else "-"
@@ -67,7 +68,7 @@ def _layers(contents: dict[str, Any]) -> Table:
 
 def _ops(contents: dict[str, Any]) -> Table:
     numbers = ("#", "output", "multiply-adds")
-    table = _table("Ops", ("#", "kind", "output", "multiply-adds", "tensors"), numbers)
+    table = table_of("Ops", ("#", "kind", "output", "multiply-adds", "tensors"), numbers)
     for index, op in enumerate(contents["ops"]):
         shape = " x ".join(str(side) for side in op["shape"])
         macs = count(op["macs"]) if op["macs"] else "-"
@@ -81,7 +82,7 @@ def _plan(contents: dict[str, Any]) -> Table:
     last = len(contents["ops"]) - 1
     life = f"alive (op 0 to {last})"
     title = f"Buffer plan: an arena of {short_bytes(contents['arena_bytes'])}"
-    table = _table(title, ("buffer", "type", "shape", "offset", "bytes", life), numbers)
+    table = table_of(title, ("buffer", "type", "shape", "offset", "bytes", life), numbers)
     table.columns[-1].no_wrap = True
     for buffer in sorted(contents["buffers"], key=lambda each: (each["place"] != "arena", each["offset"])):
         place = count(buffer["offset"]) if buffer["place"] == "arena" else buffer["place"]
