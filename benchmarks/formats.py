@@ -8,6 +8,7 @@ what 50 % and 75 % zero blocks give.
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
@@ -118,7 +119,7 @@ def main() -> int:
         results += measure(kinds([(width, depth)]), given.isa, given.threads, given.seconds)
     Console(width=120).print(show(results))
     if given.out is not None:
-        isa = given.isa or isas()[-1]
+        isa = given.isa or os.environ.get("LILLIPUT_ISA") or isas()[-1]
         about = {"commit": commit(), "machine": machine_info(), "isa": isa, "threads": given.threads, "block": BLOCK}
         write_atomic(given.out, (json.dumps(about | {"models": results}, indent=1) + "\n").encode())
     return 0

@@ -11,7 +11,8 @@ from lilliput.peers.table import Built, Job
 from lilliput.peers.worker import Call, Prepare
 
 OPSETS = (20, 23)  # from 23 on attention is one operator
-INT8_OPERATORS = {"products": ["MatMul", "Gemm"], "products and convolutions": ["MatMul", "Gemm", "Conv"]}
+PRODUCTS = ["MatMul", "Gemm", "Attention"]  # the last one after fusing
+INT8_OPERATORS = {"products": PRODUCTS, "products and convolutions": [*PRODUCTS, "Conv"]}
 
 
 def version() -> str:
@@ -27,7 +28,9 @@ def build(job: Job) -> Built:
         return lambda: open_engine(job, Built((path,)))(images)
 
     exported = _export(job)
-    paths = _quantize(exported) if job.variant == "int8" else exported | _fuse(exported)
+    paths = exported | _fuse(exported)
+    if job.variant == "int8":
+        paths = _quantize(paths)
     best, note = quickest({name: way(path) for name, path in paths.items()})
     target = f"{job.folder}/model.onnx"
     shutil.move(paths[best], target)
