@@ -11,8 +11,11 @@ from lilliput.peers.table import Built, Job
 from lilliput.peers.worker import Call, Prepare
 
 OPSETS = (20, 23)  # from 23 on attention is one operator
-PRODUCTS = ["MatMul", "Gemm", "Attention"]  # the last one after fusing
-INT8_OPERATORS = {"products": PRODUCTS, "products and convolutions": [*PRODUCTS, "Conv"]}
+INT8_OPERATORS = {
+    "products": ["MatMul", "Gemm"],
+    "products and convolutions": ["MatMul", "Gemm", "Conv"],
+    "products, convolutions and fused attention": ["MatMul", "Gemm", "Conv", "Attention"],
+}
 
 
 def version() -> str:
