@@ -29,7 +29,7 @@ from lilliput.measure import commit, machine_info
 from lilliput.program.cost import macs, parameter_counts
 from lilliput.program.formats import count_blocks, stored_bytes
 from lilliput.program.program import Program
-from lilliput.runtime.session import Session
+from lilliput.runtime.images import ImageSession
 from models import BLOCK
 
 ROUNDS = 20
@@ -111,7 +111,7 @@ def time_in_turns(folders: list[Path], isa: str | None, threads: int, seconds: f
     return used, [float(np.median(times)) for times in samples]
 
 
-def _time_one(session: Session, images: np.ndarray, seconds: float) -> list[float]:
+def _time_one(session: ImageSession, images: np.ndarray, seconds: float) -> list[float]:
     times = []
     end = time.perf_counter() + seconds
     session.run(images)  # warms up

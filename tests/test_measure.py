@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from lilliput import measure
 from lilliput.errors import InputError
-from lilliput.runtime.session import Session
+from lilliput.runtime.images import ImageSession
 
 
 class Oracle:
@@ -32,7 +32,7 @@ def images_of(guesses: list[int]) -> NDArray[np.uint8]:
 
 
 def evaluate(oracle: Any, guesses: list[int], labels: list[int], **more: Any) -> measure.Evaluation:
-    return measure.evaluate(cast(Session, oracle), images_of(guesses), np.array(labels, np.int64), **more)
+    return measure.evaluate(cast(ImageSession, oracle), images_of(guesses), np.array(labels, np.int64), **more)
 
 
 def test_counts() -> None:

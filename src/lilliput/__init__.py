@@ -5,7 +5,8 @@ is in the other modules, which need the extra `lilliput[train]`.
 """
 
 from lilliput.errors import ArtifactError, DataError, FailureError, InputError, RecipeError, UserError
-from lilliput.runtime.session import Session, open
+from lilliput.runtime.opening import open
+from lilliput.runtime.session import Session
 
 __version__ = "0.1.0"
 __all__ = [

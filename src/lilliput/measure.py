@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from lilliput.errors import FailureError, InputError
 from lilliput.program import reference
 from lilliput.program.program import Program
-from lilliput.runtime.session import Session, differs
+from lilliput.runtime.images import ImageSession
+from lilliput.runtime.session import differs
 
 BATCH = 256  # examples between two reports of progress
 
@@ -37,7 +38,7 @@ class Evaluation:
 
 
 def evaluate(
-    session: Session,
+    session: ImageSession,
     images: NDArray[np.uint8],
     labels: NDArray[np.int64],
     progress: Callable[[int, int], None] | None = None,
@@ -70,7 +71,7 @@ def evaluate(
     return Evaluation(float((predictions == labels).mean()), len(images), confusion.tolist(), predictions, logits)
 
 
-def verify(session: Session, program: Program, images: NDArray[np.uint8], random_images: int = 1000) -> int:
+def verify(session: ImageSession, program: Program, images: NDArray[np.uint8], random_images: int = 1000) -> int:
     """Hold the runtime to the numpy reference, bit for bit, on `images` and on seeded random ones, extremes included.
 
     `program` is what `lilliput.artifact.read` gives for the session's file; images as in `evaluate`.

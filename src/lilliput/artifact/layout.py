@@ -4,9 +4,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from lilliput.program.formats import round_up
+from lilliput.program.plan import ALIGNMENT
+
 MAGIC = b"\x89LIL\r\n\x1a\n"
-VERSION = 1
-SECTIONS = ("buffers", "tensors", "ops", "constants", "metadata", "golden")  # kinds 1 to 6
+# By version, the kinds of sections from 1 on: version 1 holds image programs, 2 sequence programs.
+_VERSION_1 = ("buffers", "tensors", "ops", "constants", "metadata", "golden")
+SECTIONS: dict[int, tuple[str, ...]] = {1: _VERSION_1, 2: (*_VERSION_1, "vocabulary")}
+VERSION = max(SECTIONS)
 
 HEADER = np.dtype(
     [
@@ -18,7 +23,7 @@ HEADER = np.dtype(
         ("input", "<u4"),
         ("output", "<u4"),
         ("sections", "<u4"),
-        ("zero", "<u4"),
+        ("max_tokens", "<u4"),
     ]
 )
 SECTION = np.dtype([("kind", "<u4"), ("count", "<u4"), ("offset", "<u8"), ("bytes", "<u8")])
@@ -30,8 +35,10 @@ OP = np.dtype(
     [("kind", "<u2"), ("in", "<u2", 3), ("out", "<u2", 2), ("tensor", "<u2", 3), ("zero", "<u2"), ("a", "<u4", 5)]
 )
 CRC_START = 16
-FIRST_SECTION = HEADER.itemsize + len(SECTIONS) * SECTION.itemsize
-assert FIRST_SECTION == 192 and (BUFFER.itemsize, TENSOR.itemsize, OP.itemsize) == (24, 24, 40)
+FIRST_SECTION = {
+    version: round_up(HEADER.itemsize + len(names) * SECTION.itemsize, ALIGNMENT) for version, names in SECTIONS.items()
+}
+assert FIRST_SECTION == {1: 192, 2: 256} and (BUFFER.itemsize, TENSOR.itemsize, OP.itemsize) == (24, 24, 40)
 
 
 class Section(NamedTuple):

@@ -16,17 +16,17 @@ from lilliput.artifact.layout import (
     SECTION,
     SECTIONS,
     TENSOR,
-    VERSION,
     Section,
 )
 from lilliput.errors import ArtifactError
 from lilliput.program.formats import FORMAT_IDS, LAYOUT_IDS, round_up, stored_blocks, stored_bytes, unpack, unpack_bf16
 from lilliput.program.ops import OPS
 from lilliput.program.plan import ALIGNMENT
-from lilliput.program.program import DTYPE_IDS, Buffer, Op, Program, Tensor
+from lilliput.program.program import DTYPE_IDS, Buffer, Examples, Op, Program, Tensor, Vocabulary
 from lilliput.program.validation import (
     MAX_RECORDS,
     check_blocks_total,
+    check_max_tokens,
     check_side_buffers,
     check_sides,
     check_stored_bytes,
@@ -48,7 +48,7 @@ def from_bytes(data: bytes, name: str) -> Program:
     """
     try:
         header = _header(data)
-        sections = verified_sections(data)
+        sections = verified_sections(data, header["version"])
         program = _decode(data, header, sections)
         program.validate()
     except ArtifactError as error:
@@ -64,27 +64,36 @@ def _require(condition: bool, message: str) -> None:
 def _header(data: bytes) -> dict[str, int]:
     """The verified header."""
     _require(data[: len(MAGIC)] == MAGIC[: len(data)] and len(data) > 0, "not a .lil file (it does not begin like one)")
-    _require(len(data) >= FIRST_SECTION, f"truncated: {len(data)} bytes; the header alone takes {FIRST_SECTION}")
+    least = FIRST_SECTION[1]
+    _require(len(data) >= least, f"truncated: {len(data)} bytes; the header alone takes {least}")
     record = np.frombuffer(data, HEADER, 1)[0]
     header = {field: int(record[field]) for field in HEADER.names or () if field != "magic"}
     version, size = header["version"], header["file_bytes"]
-    _require(version == VERSION, f"has format version {version}; this build reads version {VERSION}")
+    allowed = " and ".join(map(str, SECTIONS))
+    _require(version in SECTIONS, f"has format version {version}; this build reads versions {allowed}")
     _require(len(data) >= size, f"truncated: {len(data)} bytes of {size}")
     _require(len(data) == size, f"altered or damaged: {len(data)} bytes; its header says {size}")
     crc = zlib.crc32(memoryview(data)[CRC_START:])
     _require(crc == header["crc"], f"altered or damaged: checksum is {crc:08x}; its header says {header['crc']:08x}")
-    _require(header["zero"] == 0, f"header: the field at 44 is {header['zero']}; must be 0")
-    count = header["sections"]
-    _require(count == len(SECTIONS), f"header: number of sections is {count}; must be {len(SECTIONS)}")
+    least, max_tokens = FIRST_SECTION[version], header["max_tokens"]
+    _require(size >= least, f"truncated: {size} bytes; the header alone takes {least}")
+    if version == 1:
+        _require(max_tokens == 0, f"header: the field at 44 is {max_tokens}; must be 0")
+    else:
+        _require(max_tokens > 0, "header: max_tokens is 0; must be at least 1")
+        check_max_tokens(max_tokens)
+    count, wanted = header["sections"], len(SECTIONS[version])
+    _require(count == wanted, f"header: number of sections is {count}; must be {wanted}")
     return header
 
 
-def verified_sections(data: bytes) -> dict[str, Section]:
+def verified_sections(data: bytes, version: int) -> dict[str, Section]:
     """The verified section table, by name; the gaps between the sections are verified too."""
-    table = np.frombuffer(data, SECTION, len(SECTIONS), HEADER.itemsize).tolist()
-    end = FIRST_SECTION
+    names = SECTIONS[version]
+    table = np.frombuffer(data, SECTION, len(names), HEADER.itemsize).tolist()
+    end = HEADER.itemsize + len(names) * SECTION.itemsize
     sections = {}
-    for number, (name, (kind, count, offset, num_bytes)) in enumerate(zip(SECTIONS, table, strict=True), start=1):
+    for number, (name, (kind, count, offset, num_bytes)) in enumerate(zip(names, table, strict=True), start=1):
         where = f"section {number} ({name})"
         _require(kind == number, f"{where}: kind is {kind}; must be {number}")
         expected = round_up(end, ALIGNMENT)
@@ -99,11 +108,12 @@ def verified_sections(data: bytes) -> dict[str, Section]:
 
 def _decode(data: bytes, header: dict[str, int], sections: dict[str, Section]) -> Program:
     metadata = _metadata(data, sections)
-    buffers = _buffers(data, sections["buffers"], metadata.pop("buffers", None))
-    check_side_buffers(buffers, header["input"], header["output"])
+    max_tokens = header["max_tokens"]
+    buffers = _buffers(data, sections["buffers"], metadata.pop("buffers", None), max_tokens)
+    check_side_buffers(buffers, header["input"], header["output"], max_tokens)
     tensors = _tensors(data, sections, metadata.pop("tensors", None))
     golden_inputs, golden_outputs = _golden(
-        data, sections["golden"], buffers[header["input"]], buffers[header["output"]]
+        data, sections["golden"], buffers[header["input"]], buffers[header["output"]], max_tokens
     )
     return Program(
         buffers=buffers,
@@ -115,6 +125,8 @@ def _decode(data: bytes, header: dict[str, int], sections: dict[str, Section]) -
         metadata=metadata,
         golden_inputs=golden_inputs,
         golden_outputs=golden_outputs,
+        max_tokens=max_tokens,
+        vocabulary=_vocabulary(data, sections["vocabulary"]) if max_tokens else Vocabulary(),
     )
 
 
@@ -134,7 +146,7 @@ def _names(name: str, records: Any, count: int) -> list[Any]:
     return list(records)
 
 
-def _buffers(data: bytes, section: Section, listed: Any) -> tuple[Buffer, ...]:
+def _buffers(data: bytes, section: Section, listed: Any, max_tokens: int) -> tuple[Buffer, ...]:
     records = _records(data, "buffers", section, BUFFER).tolist()
     buffers = []
     for index, (name, (dtype, rows, cols, zero, offset)) in enumerate(
@@ -144,7 +156,7 @@ def _buffers(data: bytes, section: Section, listed: Any) -> tuple[Buffer, ...]:
         _require(isinstance(name, str), f"metadata: buffers entry {index} is {str(name)[:40]}; must be a string")
         _require(dtype in _DTYPE_NAMES, f"{where}: dtype is {dtype}; must be one of {_allowed(_DTYPE_NAMES)}")
         _require(zero == 0, f"{where}: the reserved field is {zero}; must be 0")
-        check_sides(where, rows, cols)
+        check_sides(where, max(rows, 1) if max_tokens else rows, cols)
         buffers.append(Buffer(name, _DTYPE_NAMES[dtype], rows, cols, offset))
     return tuple(buffers)
 
@@ -246,15 +258,48 @@ def _metadata(data: bytes, sections: dict[str, Section]) -> dict[str, Any]:
 
 
 def _golden(
-    data: bytes, section: Section, source: Buffer, result: Buffer
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Inputs uint8 [n, rows, cols], outputs float32 [n, 1, N]."""
+    data: bytes, section: Section, source: Buffer, result: Buffer, max_tokens: int
+) -> tuple[Examples, NDArray[np.float32]]:
+    """Inputs as in `Program`, outputs float32 [n, 1, N]."""
     count = section.records
-    inputs_end = count * source.num_bytes
+    content = np.frombuffer(data, np.uint8, section.size, section.offset)
+    lengths = _golden_lengths(content, count, max_tokens) if max_tokens else np.empty(0, np.int64)
+    inputs_end = 4 * (count + int(lengths.sum())) if max_tokens else count * source.num_bytes
     outputs_start = round_up(inputs_end, ALIGNMENT)
     expected = outputs_start + count * result.num_bytes
     _require(section.size == expected, f"section golden: bytes is {section.size}; {count} examples take {expected}")
-    content = np.frombuffer(data, np.uint8, section.size, section.offset)
     _require(not content[inputs_end:outputs_start].any(), "section golden: the gap before the outputs is not zero")
-    outputs = content[outputs_start:].view("<f4").astype(np.float32, copy=False)
-    return content[:inputs_end].reshape(count, source.rows, source.cols), outputs.reshape(count, 1, result.cols)
+    outputs = content[outputs_start:].view("<f4").astype(np.float32, copy=False).reshape(count, 1, result.cols)
+    if not max_tokens:
+        return content[:inputs_end].reshape(count, source.rows, source.cols), outputs
+    ids = content[4 * count : inputs_end].view("<u4").astype(np.uint32, copy=False)
+    return tuple(np.split(ids, np.cumsum(lengths)[:-1])) if count else (), outputs
+
+
+def _golden_lengths(content: NDArray[np.uint8], count: int, max_tokens: int) -> NDArray[np.int64]:
+    _require(4 * count <= len(content), f"section golden: bytes is {len(content)}; {count} lengths take {4 * count}")
+    lengths: NDArray[np.int64] = content[: 4 * count].view("<u4").astype(np.int64)
+    bad = lengths[(lengths < 1) | (lengths > max_tokens)]
+    _require(len(bad) == 0, f"section golden: a length is {bad[:1]}; must be 1 to {max_tokens}")
+    return lengths
+
+
+def _vocabulary(data: bytes, section: Section) -> Vocabulary:
+    count, where = section.records, "section vocabulary"
+    if count == 0:
+        _require(section.size == 0, f"{where}: bytes is {section.size}; must be 0 where there are no tokens")
+        return Vocabulary()
+    _require(section.size >= 4, f"{where}: bytes is {section.size}; must be at least 4")
+    num_merges = int(np.frombuffer(data, "<u4", 1, section.offset)[0])
+    start = 4 * (1 + 2 * num_merges + count)
+    _require(
+        section.size >= start, f"{where}: bytes is {section.size}; {count} tokens and {num_merges} merges take more"
+    )
+    merges = np.frombuffer(data, "<u4", 2 * num_merges, section.offset + 4).reshape(-1, 2)
+    ends = np.frombuffer(data, "<u4", count, section.offset + 4 + merges.nbytes).astype(np.int64)
+    text = data[section.offset + start : section.offset + section.size]
+    _require(bool((np.diff(ends, prepend=0) >= 0).all()), f"{where}: the tokens' ends are not in order")
+    _require(int(ends[-1]) == len(text), f"{where}: the tokens end at {ends[-1]}; there are {len(text)} bytes")
+    begins = [0, *ends[:-1].tolist()]
+    tokens = tuple(text[begin:end] for begin, end in zip(begins, ends.tolist(), strict=True))
+    return Vocabulary(tokens, merges.astype(np.uint32))

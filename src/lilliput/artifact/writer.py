@@ -16,13 +16,12 @@ from lilliput.artifact.layout import (
     SECTION,
     SECTIONS,
     TENSOR,
-    VERSION,
 )
 from lilliput.errors import ArtifactError
 from lilliput.program.formats import FORMAT_IDS, LAYOUT_IDS, pack, pack_bf16
 from lilliput.program.ops import OPS
 from lilliput.program.plan import ALIGNMENT
-from lilliput.program.program import DTYPE_IDS, Program, Tensor
+from lilliput.program.program import DTYPE_IDS, Program, Tensor, Vocabulary
 
 
 def to_bytes(program: Program) -> bytes:
@@ -33,16 +32,21 @@ def to_bytes(program: Program) -> bytes:
     """
     program.validate()
     constants, tensor_offsets = _concatenate([_stored(tensor) for tensor in program.tensors])
-    golden, _ = _concatenate([program.golden_inputs.tobytes(), program.golden_outputs.astype("<f4").tobytes()])
-    payloads = (
+    golden, _ = _concatenate([_golden_inputs(program), program.golden_outputs.astype("<f4").tobytes()])
+    payloads = [
         (len(program.buffers), _buffer_records(program)),
         (len(program.tensors), _tensor_records(program, tensor_offsets)),
         (len(program.ops), _op_records(program)),
         (len(program.tensors), constants),
         (1, _metadata_text(program)),
         (len(program.golden_inputs), golden if len(program.golden_inputs) else b""),
-    )
-    body, offsets = _concatenate([b"\0" * FIRST_SECTION, *(payload for _, payload in payloads)])
+    ]
+    version = 1
+    if program.max_tokens:
+        version = 2
+        payloads.append((len(program.vocabulary.tokens), _vocabulary(program.vocabulary)))
+    first = FIRST_SECTION[version]
+    body, offsets = _concatenate([bytes(first), *(payload for _, payload in payloads)])
     table = np.array(
         [
             (kind, count, offset, len(payload))
@@ -50,9 +54,9 @@ def to_bytes(program: Program) -> bytes:
         ],
         SECTION,
     )
-    sides = (program.input, program.output, len(SECTIONS), 0)
-    header = np.array((MAGIC, VERSION, 0, len(body), program.arena_bytes, *sides), HEADER)
-    data = bytearray(header.tobytes() + table.tobytes() + body[FIRST_SECTION:])
+    sides = (program.input, program.output, len(SECTIONS[version]), program.max_tokens)
+    header = np.array((MAGIC, version, 0, len(body), program.arena_bytes, *sides), HEADER)
+    data = bytearray((header.tobytes() + table.tobytes()).ljust(first, b"\0") + body[first:])
     data[12:16] = zlib.crc32(data[CRC_START:]).to_bytes(4, "little")
     return bytes(data)
 
@@ -65,6 +69,22 @@ def _concatenate(parts: Sequence[bytes]) -> tuple[bytes, list[int]]:
         offsets.append(len(data))
         data.extend(part)
     return bytes(data), offsets
+
+
+def _golden_inputs(program: Program) -> bytes:
+    if isinstance(program.golden_inputs, np.ndarray):
+        return program.golden_inputs.tobytes()
+    lengths = np.array([len(ids) for ids in program.golden_inputs], "<u4")
+    return lengths.tobytes() + b"".join(ids.astype("<u4").tobytes() for ids in program.golden_inputs)
+
+
+def _vocabulary(vocabulary: Vocabulary) -> bytes:
+    if not vocabulary.tokens:
+        return b""
+    ends = np.cumsum([len(token) for token in vocabulary.tokens]).astype("<u4")
+    count = np.array(len(vocabulary.merges), "<u4")
+    parts = [count.tobytes(), vocabulary.merges.astype("<u4").tobytes(), ends.tobytes(), *vocabulary.tokens]
+    return b"".join(parts)
 
 
 def _stored(tensor: Tensor) -> bytes:

@@ -10,7 +10,7 @@ from lilliput.program.cost import op_macs
 from lilliput.program.ops import OPS
 from lilliput.program.program import Op, Program
 from lilliput.runtime import _lil
-from lilliput.runtime.session import Session
+from lilliput.runtime.images import ImageSession
 
 PRODUCTS = ("linear", "linear_add")  # the matrix products with weights
 COPY_SECONDS = 0.05
@@ -18,7 +18,7 @@ LEAST_COPY_BYTES, COPY_GROWTH = 2**16, 4
 WARM_UP_SECONDS = 0.2
 
 
-def profile(session: Session, program: Program, image: NDArray[np.uint8], seconds: float) -> dict[str, Any]:
+def profile(session: ImageSession, program: Program, image: NDArray[np.uint8], seconds: float) -> dict[str, Any]:
     """Run `image` (uint8 [height, width, channels]) for about `seconds`; `program` is that of the session's file.
 
     Returns:
@@ -92,7 +92,7 @@ def _copy_seconds(size: int) -> float:
     return best
 
 
-def _samples(session: Session, image: NDArray[np.uint8], seconds: float) -> NDArray[np.int64]:
+def _samples(session: ImageSession, image: NDArray[np.uint8], seconds: float) -> NDArray[np.int64]:
     """Nanoseconds of each op, [runs, ops], after warming up."""
     end = time.perf_counter() + WARM_UP_SECONDS
     while time.perf_counter() < end:

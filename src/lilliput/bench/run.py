@@ -17,7 +17,7 @@ from lilliput.bench.engines import EngineError, EngineProcess, process, start
 from lilliput.errors import FailureError
 from lilliput.measure import commit, machine_info
 from lilliput.peers.table import OURS, Engine, Job
-from lilliput.runtime.session import Session
+from lilliput.runtime.images import ImageSession
 
 ROUNDS = 20
 REFERENCE = "PyTorch eager fp32"  # whose predictions the others are compared with
@@ -56,7 +56,7 @@ class Row:
     busy: list[float] = field(default_factory=list)
 
 
-def describe(session: Session, plan: Plan) -> dict[str, Any]:
+def describe(session: ImageSession, plan: Plan) -> dict[str, Any]:
     """What is measured, and where: the file, the instruction set in use, the machine, the version and the commit."""
     return {
         "file": str(plan.model),

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from lilliput.errors import ArtifactError, FailureError
 from lilliput.program import reference
-from lilliput.program.ops import OPS, Operands, Shape, check_attributes
-from lilliput.program.plan import lifetimes, plan_arena
-from lilliput.program.program import Buffer, Op, Program, Tensor
+from lilliput.program.ops import OPS, Operands, Shape, check_attributes, check_program_kind
+from lilliput.program.plan import ALIGNMENT, TOKEN_ALIGNMENT, lifetimes, plan_arena
+from lilliput.program.program import PER_TOKEN, Buffer, Examples, Op, Program, Tensor, Vocabulary
 
 
 class ProgramBuilder:
@@ -21,6 +21,13 @@ class ProgramBuilder:
         self._buffers: list[Buffer] = []
         self._tensors: list[Tensor] = []
         self._ops: list[Op] = []
+        self._max_tokens = 0
+
+    def tokens(self, name: str, max_tokens: int) -> int:
+        """The input of a sequence program, first of all buffers: 1 to `max_tokens` token ids."""
+        assert not self._buffers, "the input comes first, and once"
+        self._max_tokens = max_tokens
+        return self._buffer(name, "u32", Shape(PER_TOKEN, 1))
 
     def input(self, name: str, rows: int, cols: int) -> int:
         """The u8 input, first of all buffers: an image has height*width rows of channels columns."""
@@ -78,10 +85,12 @@ class ProgramBuilder:
                 tuple(Shape(self._buffers[index].rows, self._buffers[index].cols) for index in inputs),
                 tuple(Shape(self._tensors[index].rows, self._tensors[index].cols) for index in tensors),
                 ordered,
+                self._max_tokens,
             )
             for what, given, slots in (("inputs", inputs, spec.inputs), ("tensors", tensors, spec.tensors)):
                 if len(given) != len(slots):
                     raise ArtifactError(f"has {len(given)} {what}; must have {len(slots)}")
+            check_program_kind(spec, operands.inputs, self._max_tokens)
             shapes = spec.shapes(operands)
         except ArtifactError as error:
             raise ArtifactError(f"op {position} ({kind}, {name}): {error}") from None
@@ -93,8 +102,9 @@ class ProgramBuilder:
         handles = tuple(index for index, slot in zip(outputs, spec.outputs, strict=True) if not slot.scratch)
         return handles[0] if len(handles) == 1 else handles
 
-    def build(self, *, output: int, metadata: Mapping[str, Any]) -> Program:
-        """Plan the buffers and check the whole. `metadata`: task, labels, image, provenance (docs/format.md).
+    def build(self, *, output: int, metadata: Mapping[str, Any], vocabulary: Vocabulary | None = None) -> Program:
+        """Plan the buffers and check the whole. `metadata`: task, labels, image or tokenizer, provenance
+        (docs/format.md).
 
         Raises:
             ArtifactError: a MUST of docs/format.md does not hold.
@@ -103,7 +113,10 @@ class ProgramBuilder:
         sizes = {
             index: buffer.num_bytes for index, buffer in enumerate(self._buffers) if index in alive and index != output
         }
-        offsets, arena_bytes = plan_arena(sizes, alive)
+        offsets, arena_bytes = plan_arena(sizes, alive, TOKEN_ALIGNMENT if self._max_tokens else ALIGNMENT)
+        golden: Examples = ()
+        if not self._max_tokens:
+            golden = np.empty((0, self._buffers[0].rows, self._buffers[0].cols), np.uint8)
         program = Program(
             buffers=tuple(replace(buffer, offset=offsets.get(index, 0)) for index, buffer in enumerate(self._buffers)),
             tensors=tuple(self._tensors),
@@ -112,8 +125,10 @@ class ProgramBuilder:
             output=output,
             arena_bytes=arena_bytes,
             metadata=metadata,
-            golden_inputs=np.empty((0, self._buffers[0].rows, self._buffers[0].cols), np.uint8),
+            golden_inputs=golden,
             golden_outputs=np.empty((0, 1, self._buffers[output].cols), np.float32),
+            max_tokens=self._max_tokens,
+            vocabulary=vocabulary or Vocabulary(),
         )
         program.validate()
         return program
@@ -137,8 +152,8 @@ class ProgramBuilder:
         return ordered
 
 
-def with_golden(program: Program, inputs: NDArray[np.uint8]) -> Program:
-    """A copy with `inputs` (uint8 [n, rows, cols]) and the reference's outputs as golden examples.
+def with_golden(program: Program, inputs: Examples) -> Program:
+    """A copy with `inputs` (as `reference.run` takes them) and the reference's outputs as golden examples.
 
     Raises:
         FailureError: an output is not finite, so the model is broken.
@@ -147,6 +162,7 @@ def with_golden(program: Program, inputs: NDArray[np.uint8]) -> Program:
     if not np.isfinite(outputs).all():
         example = int(np.argwhere(~np.isfinite(outputs))[0, 0])
         raise FailureError(f"golden example {example}: the program's output is not finite; the model has diverged")
-    golden = replace(program, golden_inputs=inputs.copy(), golden_outputs=outputs[:, None, :])
+    copies = inputs.copy() if isinstance(inputs, np.ndarray) else tuple(ids.copy() for ids in inputs)
+    golden = replace(program, golden_inputs=copies, golden_outputs=outputs[:, None, :])
     golden.validate()
     return golden

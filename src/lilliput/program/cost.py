@@ -28,17 +28,18 @@ class ParameterCounts(NamedTuple):
         return 4 * self.parameters
 
 
-def op_macs(program: Program) -> list[int]:
+def op_macs(program: Program, num_tokens: int = 0) -> list[int]:
     """Multiply-accumulates of each op, in order, for one example: the integer products (linear layers, attention).
 
-    Blocks that the layout `blocks` leaves out are not multiplied, so they do not count.
+    Blocks that the layout `blocks` leaves out are not multiplied, so they do not count. `num_tokens`: the length of the
+    example of a sequence program (0: the longest).
     """
-    return [_macs(program, op) for op in program.ops]
+    return [_macs(program, op, num_tokens or program.max_tokens) for op in program.ops]
 
 
-def macs(program: Program) -> int:
-    """Multiply-accumulates of one example."""
-    return sum(op_macs(program))
+def macs(program: Program, num_tokens: int = 0) -> int:
+    """Multiply-accumulates of one example; `num_tokens` as for `op_macs`."""
+    return sum(op_macs(program, num_tokens))
 
 
 def parameter_counts(program: Program) -> ParameterCounts:
@@ -51,12 +52,12 @@ def parameter_counts(program: Program) -> ParameterCounts:
     )
 
 
-def _macs(program: Program, op: Op) -> int:
-    rows = program.buffers[op.outputs[0]].rows  # of an attention: one a query
+def _macs(program: Program, op: Op, num_tokens: int) -> int:
+    rows = program.buffers[op.outputs[0]].rows or num_tokens  # of an attention: one a query
     if op.kind in ("linear", "linear_add"):
         codes = program.tensors[op.tensors[0]]
         return rows * (count_stored(codes.values, codes.format) if codes.layout == "blocks" else codes.values.size)
     if op.kind == "attention":
-        tokens = program.buffers[op.inputs[0]].rows
+        tokens = program.buffers[op.inputs[0]].rows or num_tokens
         return 2 * int(op.attributes["num_heads"]) * rows * tokens * int(op.attributes["head_dim"])
     return 0

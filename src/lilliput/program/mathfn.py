@@ -70,10 +70,92 @@ GELU_C0 = _hex_table("""
     0x1.40b6a4p-14 0x1.383068p-15 0x1.26efe4p-16 0x1.0e70ep-17
     0x1.e162fp-19 0x1.9fdc7cp-20 0x1.5cb8b2p-21 0x1.1bdaaap-22
 """)
+GELU_TANH_INV_STEP = _hex("0x1.745d18p+2")
+GELU_TANH_C3 = _hex_table("""
+    0x1.e570f8p-14 0x1.5bfe52p-12 0x1.08c218p-11 0x1.42cac6p-11
+    0x1.57f54p-11 0x1.4a61eap-11 0x1.2145ap-11 0x1.cd86e4p-12
+    0x1.4b077ap-12 0x1.9acdacp-13 0x1.868dacp-14 0x1.d6efap-17
+    -0x1.4dca94p-15 -0x1.27e358p-14 -0x1.5a974ap-14 -0x1.5524aep-14
+    -0x1.2d127ep-14 -0x1.e9220ep-15 -0x1.724944p-15 -0x1.06dd92p-15
+    -0x1.5f0afep-16 -0x1.b97e7p-17 -0x1.058036p-17 -0x1.23a588p-18
+    -0x1.31f44ap-19 -0x1.2d8d68p-20 -0x1.16dcp-21 -0x1.e32d2cp-23
+    -0x1.8789ap-24 -0x1.28465cp-25 -0x1.a1f99cp-27 -0x1.125a62p-28
+""")
+GELU_TANH_C2 = _hex_table("""
+    -0x1.84750ep-7 -0x1.78dc56p-7 -0x1.57d75p-7 -0x1.25b3cep-7
+    -0x1.d156eap-8 -0x1.4f799ep-8 -0x1.a5e7fcp-9 -0x1.9895d4p-10
+    -0x1.f1fdbep-13 0x1.72ab22p-11 0x1.5225a6p-10 0x1.99e962p-10
+    0x1.a384fp-10 0x1.8300c4p-10 0x1.4a97fap-10 0x1.08fcd4p-10
+    0x1.915d2ep-11 0x1.20386ap-11 0x1.89242ap-12 0x1.fd8402p-13
+    0x1.399662p-13 0x1.6e4a68p-14 0x1.9580e8p-15 0x1.a8d89ap-16
+    0x1.a4918ap-17 0x1.88b4p-18 0x1.5940acp-19 0x1.1d44c4p-20
+    0x1.ba3574p-22 0x1.40e59ep-23 0x1.b3327p-25 0x1.1337c6p-26
+""")
+GELU_TANH_C1 = _hex_table("""
+    0x1.600c82p-4 0x1.0072aep-4 0x1.4cc496p-5 0x1.5ab4p-6
+    0x1.4d5342p-8 -0x1.d48abp-8 -0x1.fc1014p-7 -0x1.4c93a6p-6
+    -0x1.6a39d2p-6 -0x1.62b146p-6 -0x1.42124ap-6 -0x1.135c4p-6
+    -0x1.bf0bc8p-7 -0x1.5a2ec8p-7 -0x1.006898p-7 -0x1.6bc25cp-8
+    -0x1.ee62b2p-9 -0x1.41bf72p-9 -0x1.90bfbcp-10 -0x1.dd1792p-11
+    -0x1.0f0e82p-11 -0x1.258088p-12 -0x1.2e531cp-13 -0x1.27b3d4p-14
+    -0x1.121dbap-15 -0x1.e0bae8p-17 -0x1.8df5b4p-18 -0x1.36647p-19
+    -0x1.c74596p-21 -0x1.394f9ep-22 -0x1.93d40ap-24 -0x1.e66b28p-26
+""")
+GELU_TANH_C0 = _hex_table("""
+    0x0p+0 0x1.2ff73cp-4 0x1.01552ep-3 0x1.4011ap-3
+    0x1.5a4faep-3 0x1.578786p-3 0x1.3fb1c6p-3 0x1.1a7a6ap-3
+    0x1.dd3b1cp-4 0x1.82febp-4 0x1.2e051ap-4 0x1.c65584p-5
+    0x1.49942p-5 0x1.cd33c4p-6 0x1.372488p-6 0x1.947e4ap-7
+    0x1.fa24dcp-8 0x1.306adep-8 0x1.5f7fdcp-9 0x1.84f6bap-10
+    0x1.9bc90ap-11 0x1.a04f92p-12 0x1.912b5ep-13 0x1.6fc0f2p-14
+    0x1.4011d8p-15 0x1.07f276p-16 0x1.9ba4b2p-18 0x1.2ee7a8p-19
+    0x1.a3cb2p-21 0x1.115e1ep-22 0x1.4de208p-24 0x1.7da002p-26
+""")
+TANH_INV_STEP = _hex("0x1p+2")
+TANH_C3 = _hex_table("""
+    0x1.3e4c4ep-8 0x1.6d0ff4p-9 0x1.348c62p-12 -0x1.4aaefp-10
+    -0x1.c42686p-10 -0x1.972166p-10 -0x1.33f9e2p-10 -0x1.a90cbap-11
+    -0x1.166058p-11 -0x1.619c02p-12 -0x1.b90806p-13 -0x1.100712p-13
+    -0x1.4d5b36p-14 -0x1.96e0dcp-15 -0x1.ef69c4p-16 -0x1.2d29e2p-16
+    -0x1.6dd4dp-17 -0x1.bc252p-18 -0x1.0d8602p-18 -0x1.470c6cp-19
+    -0x1.8ccdb4p-20 -0x1.e166b4p-21 -0x1.240128p-21 -0x1.623beap-22
+    -0x1.adb7eap-23 -0x1.04a43p-23 -0x1.3c2d48p-24 -0x1.7f8b48p-25
+    -0x1.d1439ap-26 -0x1.1a329p-26 -0x1.5652c4p-27 -0x1.9f426cp-28
+""")
+TANH_C2 = _hex_table("""
+    0x1.219bf4p-12 0x1.f081cep-7 0x1.7f6c2ep-6 0x1.898376p-6
+    0x1.48422ep-6 0x1.e42f8ap-7 0x1.4b14acp-7 0x1.b02b3ep-8
+    0x1.121b7cp-8 0x1.55ae1ap-9 0x1.a564p-10 0x1.022a9cp-10
+    0x1.3b1648p-11 0x1.7fa302p-12 0x1.d26bb6p-13 0x1.1b48b4p-13
+    0x1.57ecc4p-14 0x1.a1693ap-15 0x1.fa7fc6p-16 0x1.33438ep-16
+    0x1.74c588p-17 0x1.c439bap-18 0x1.124cc6p-18 0x1.4cc03cp-19
+    0x1.93a742p-20 0x1.e9a928p-21 0x1.28fef6p-21 0x1.684686p-22
+    0x1.b50982p-23 0x1.0913a6p-23 0x1.418dfap-24 0x1.8610cep-25
+""")
+TANH_C1 = _hex_table("""
+    -0x1.000d8ep-2 -0x1.e18eeep-3 -0x1.92e64ap-3 -0x1.3190c4p-3
+    -0x1.ae1474p-4 -0x1.1f144ap-4 -0x1.71eb7cp-5 -0x1.d1e3f6p-6
+    -0x1.212df8p-6 -0x1.63c98ep-7 -0x1.b35466p-8 -0x1.096e2p-8
+    -0x1.430304p-9 -0x1.8897c6p-10 -0x1.dcccaep-11 -0x1.216664p-11
+    -0x1.5f363ep-12 -0x1.aa2748p-13 -0x1.02842ep-13 -0x1.39a05ep-14
+    -0x1.7c786cp-15 -0x1.cd8ce2p-16 -0x1.17f352p-16 -0x1.5399fep-17
+    -0x1.9bf5f2p-18 -0x1.f3bc6ep-19 -0x1.2f1b2ap-19 -0x1.6fafdcp-20
+    -0x1.be06fep-21 -0x1.0e8788p-21 -0x1.482b3cp-22 -0x1.8e16cep-23
+""")
+TANH_C0 = _hex_table("""
+    0x1p+0 0x1.829a06p-1 0x1.136562p-1 0x1.759b84p-2
+    0x1.e84152p-3 0x1.36b712p-3 0x1.848344p-4 0x1.e04068p-5
+    0x1.26afa2p-5 0x1.680528p-6 0x1.b69f68p-7 0x1.0abd94p-7
+    0x1.441778p-8 0x1.8986a2p-9 0x1.dda738p-10 0x1.21d0b2p-10
+    0x1.5fa3dep-11 0x1.aa9e06p-12 0x1.02c6f6p-12 0x1.39ed86p-13
+    0x1.7cd32ep-14 0x1.cdf8e4p-15 0x1.18341p-15 0x1.53e7f6p-16
+    0x1.9c541ep-17 0x1.f42e5ap-18 0x1.2f6026p-18 0x1.700376p-19
+    0x1.be6c58p-20 0x1.0ec4fap-20 0x1.4875c4p-21 0x1.8e7134p-22
+""")
 # End of the printed part
 
 EXP2_MIN = np.float32(-126)
-GELU_U_MAX = np.float32(31.999998)
+PIECE_MAX = np.float32(31.999998)
 
 
 def clamp(x: Float, low: np.float32, high: np.float32) -> Float:
@@ -95,14 +177,30 @@ def exp2(x: Float) -> Float:
         return cast(Float, p * power)
 
 
-def gelu(x: Float) -> Float:
-    """x * Phi(x), the exact (erf) form; absolute error at most 2e-6."""
+def _piecewise(x: Float, inverse_step: np.float32, c3: Float, c2: Float, c1: Float, c0: Float) -> Float:
+    """The piecewise cubic `h(|x|)`."""
     with np.errstate(all="ignore"):
-        u = clamp(np.abs(x) * GELU_INV_STEP, np.float32(0), GELU_U_MAX)
+        u = clamp(np.abs(x) * inverse_step, np.float32(0), PIECE_MAX)
         k = u.astype(np.int32)
         t = u - k.astype(np.float32)
-        tail = ((GELU_C3[k] * t + GELU_C2[k]) * t + GELU_C1[k]) * t + GELU_C0[k]
-        return relu(x) - tail
+        return cast(Float, ((c3[k] * t + c2[k]) * t + c1[k]) * t + c0[k])
+
+
+def gelu(x: Float) -> Float:
+    """x * Phi(x), the exact (erf) form; absolute error at most 2e-6."""
+    return relu(x) - _piecewise(x, GELU_INV_STEP, GELU_C3, GELU_C2, GELU_C1, GELU_C0)
+
+
+def gelu_tanh(x: Float) -> Float:
+    """x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))); absolute error at most 2e-6."""
+    return relu(x) - _piecewise(x, GELU_TANH_INV_STEP, GELU_TANH_C3, GELU_TANH_C2, GELU_TANH_C1, GELU_TANH_C0)
+
+
+def tanh(x: Float) -> Float:
+    """Absolute error at most 1e-5; NaN gives +0."""
+    y = np.float32(1) - _piecewise(x, TANH_INV_STEP, TANH_C3, TANH_C2, TANH_C1, TANH_C0)
+    zero = np.float32(0)
+    return np.where(x >= 0, y, zero) - np.where(x <= 0, y, zero)
 
 
 def relu(x: Float) -> Float:

@@ -19,17 +19,20 @@ from lilliput.program.mathfn import (
     clamp,
     exp2,
     gelu,
+    gelu_tanh,
     lane_sum,
     max_from_first,
     max_from_zero,
     quantize_rows,
     relu,
+    tanh,
 )
 
 Array = NDArray[Any]
 Attributes = Mapping[str, int | float]
 Function = Callable[[Sequence[Array], Sequence[Array], Attributes], tuple[Array, ...]]
 
+ACTIVATIONS: tuple[Callable[[Float], Float], ...] = (lambda x: x, relu, gelu, gelu_tanh, tanh)  # by number in the file
 EXACT_IN_FLOAT32 = 2**24 // (127 * 127)  # sums of so many level products stay integers that float32 holds
 
 
@@ -84,7 +87,7 @@ def _affine(inputs: Sequence[Array], tensors: Sequence[Array]) -> Float:
 def linear(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
     """`act((float(acc) * scale[n]) * xscale[r] + bias[n])`."""
     y = _affine(inputs, tensors)
-    return ((lambda value: value, relu, gelu)[int(attributes["activation"])](y),)
+    return (ACTIVATIONS[int(attributes["activation"])](y),)
 
 
 def linear_add(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
@@ -147,8 +150,10 @@ def prepend_token(inputs: Sequence[Array], tensors: Sequence[Array], attributes:
 
 def add_positions(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
     """`x + level * scale[t]`."""
+    (x,) = inputs
     codes, scale = tensors
-    return (inputs[0] + codes.astype(np.float32) * scale.T,)
+    rows = x.shape[1]
+    return (x + codes[:rows].astype(np.float32) * scale.T[:rows],)
 
 
 def select_row(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
@@ -164,3 +169,35 @@ def mean_rows(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Att
     for row in range(x.shape[1]):
         total += x[:, row : row + 1]
     return (total / np.float32(x.shape[1]),)
+
+
+def embed_tokens(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    """`level * scale[id]` of the codes' row of each id."""
+    ids = inputs[0][..., 0]
+    codes, scale = tensors
+    return (codes[ids].astype(np.float32) * scale[0, ids][..., None],)
+
+
+def normalize_rows(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    """Each row divided by its length, which counts as 1e-12 where it is less (or NaN)."""
+    (x,) = inputs
+    norm, least = np.sqrt(lane_sum(x * x))[..., None], np.float32(1e-12)
+    return (x / np.where(norm >= least, norm, least),)
+
+
+def scale_shift(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    """`x * gamma + beta`."""
+    gamma, beta = tensors
+    return (inputs[0] * gamma + beta,)
+
+
+def neighbors(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    """The token after, the token itself and the token before, one behind the other; outside is +0."""
+    (x,) = inputs
+    padded = np.pad(x, ((0, 0), (1, 1), (0, 0)))
+    return (np.concatenate([padded[:, 2:], x, padded[:, :-2]], axis=2),)
+
+
+def concat(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    """The columns of the first input, then of the second."""
+    return (np.concatenate(inputs, axis=2),)

@@ -6,20 +6,21 @@ Adding an op: a row here, its function in op_functions.py, its row in docs/forma
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from lilliput.errors import ArtifactError
 from lilliput.program import op_functions
 from lilliput.program.formats import round_up
 from lilliput.program.op_functions import Attributes, Function
 
-ACTIVATIONS: dict[str, int] = {"none": 0, "relu": 1, "gelu": 2}
+ACTIVATIONS: dict[str, int] = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "tanh": 4}
+MAX_IMAGE_ACTIVATION = 2
 MAX_PRODUCT_LENGTH = 65536  # 127 * 127 * 65536 < 2^31: an int32 sum cannot overflow
 U32_MAX = 2**32 - 1
 
 
 class Shape(NamedTuple):
-    """Rows and columns of a buffer or tensor."""
+    """Rows and columns of a buffer or tensor. In a sequence program a buffer with a row a token has PER_TOKEN rows."""
 
     rows: int
     cols: int
@@ -65,6 +66,7 @@ class Operands:
     inputs: tuple[Shape, ...]
     tensors: tuple[Shape, ...]
     attributes: Mapping[str, int | float]
+    max_tokens: int = 0  # 0: an image program
 
     def integer(self, name: str) -> int:
         """A u32 attribute."""
@@ -75,7 +77,11 @@ class Operands:
 
 @dataclass(frozen=True)
 class OpSpec:
-    """One row of the table. `shapes` gives the outputs' shapes or raises ArtifactError; `function` is the meaning."""
+    """One row of the table. `shapes` gives the outputs' shapes or raises ArtifactError; `function` is the meaning.
+
+    `only`: the one kind of program that may hold the op, where it is one. `whole`: it looks at an example's rows
+    together, so in a sequence program its input has a row a token.
+    """
 
     id: int
     inputs: tuple[BufferSlot, ...]
@@ -84,10 +90,17 @@ class OpSpec:
     attributes: tuple[Attribute, ...]
     shapes: Callable[[Operands], tuple[Shape, ...]]
     function: Function
+    only: Literal["image", "sequence"] | None = None
+    whole: bool = False
+
+
+def attention_scratch_bytes_per_token(head_dim: int) -> int:
+    """Bytes of working memory that `attention` needs in a sequence program, for each token of a multiple of 16."""
+    return 3 * round_up(head_dim, 16) + 92
 
 
 def attention_scratch_bytes(tokens: int, head_dim: int) -> int:
-    """Bytes of working memory that `attention` needs."""
+    """Bytes of working memory that `attention` needs in an image program."""
     padded_tokens, padded_dim = round_up(tokens, 16), round_up(head_dim, 16)
     return 2 * padded_tokens * padded_dim + 16 * padded_dim + 92 * padded_tokens
 
@@ -132,6 +145,8 @@ def _quantize_shapes(operands: Operands) -> tuple[Shape, ...]:
 def _linear_shapes(operands: Operands) -> tuple[Shape, ...]:
     x, x_scale = operands.inputs[:2]
     codes, scale, bias = operands.tensors
+    if not operands.max_tokens:
+        _at_most("activation", int(operands.attributes.get("activation", 0)), MAX_IMAGE_ACTIVATION)
     _at_most("codes' cols (K)", codes.cols, MAX_PRODUCT_LENGTH)
     _expect("input", x, x.rows, round_up(codes.cols, 8))
     _expect("input scale", x_scale, x.rows, 1)
@@ -147,21 +162,23 @@ def _linear_add_shapes(operands: Operands) -> tuple[Shape, ...]:
 
 
 def _layer_norm_shapes(operands: Operands) -> tuple[Shape, ...]:
-    (x,) = operands.inputs
-    for name, tensor in zip(("gamma", "beta"), operands.tensors, strict=True):
-        _expect(name, tensor, 1, x.cols)
+    shapes = _scale_shift_shapes(operands)
     if not operands.attributes["eps"] > 0:
         raise ArtifactError(f"eps is {operands.attributes['eps']}; must be above 0")
-    return (x,)
+    return shapes
 
 
 def _attention_shapes(operands: Operands) -> tuple[Shape, ...]:
     (x,) = operands.inputs
     num_heads, head_dim, num_queries = (operands.integer(name) for name in ("num_heads", "head_dim", "num_queries"))
     _expect("input", x, x.rows, 3 * num_heads * head_dim)
+    rows, cols = num_queries or x.rows, num_heads * head_dim
+    if operands.max_tokens:
+        _at_most("num_queries", num_queries, 1)
+        return (Shape(rows, cols), Shape(x.rows, attention_scratch_bytes_per_token(head_dim)))
     _at_most("number of tokens", x.rows, MAX_PRODUCT_LENGTH)
     _at_most("num_queries", num_queries, x.rows - 1)
-    return (Shape(num_queries or x.rows, num_heads * head_dim), Shape(1, attention_scratch_bytes(x.rows, head_dim)))
+    return (Shape(rows, cols), Shape(1, attention_scratch_bytes(x.rows, head_dim)))
 
 
 def _prepend_token_shapes(operands: Operands) -> tuple[Shape, ...]:
@@ -175,20 +192,51 @@ def _prepend_token_shapes(operands: Operands) -> tuple[Shape, ...]:
 def _add_positions_shapes(operands: Operands) -> tuple[Shape, ...]:
     (x,) = operands.inputs
     codes, scale = operands.tensors
-    _expect("codes", codes, *x)
-    _expect("scale", scale, 1, x.rows)
+    rows = operands.max_tokens or x.rows
+    _expect("codes", codes, rows, x.cols)
+    _expect("scale", scale, 1, rows)
     return (x,)
 
 
 def _select_row_shapes(operands: Operands) -> tuple[Shape, ...]:
     (x,) = operands.inputs
-    _at_most("row", operands.integer("row"), x.rows - 1)
+    _at_most("row", operands.integer("row"), max(x.rows, 1) - 1)
     return (Shape(1, x.cols),)
 
 
 def _mean_rows_shapes(operands: Operands) -> tuple[Shape, ...]:
     (x,) = operands.inputs
     return (Shape(1, x.cols),)
+
+
+def _embed_tokens_shapes(operands: Operands) -> tuple[Shape, ...]:
+    (ids,) = operands.inputs
+    codes, scale = operands.tensors
+    _expect("input", ids, ids.rows, 1)
+    _expect("scale", scale, 1, codes.rows)
+    return (Shape(ids.rows, codes.cols),)
+
+
+def _same_shapes(operands: Operands) -> tuple[Shape, ...]:
+    return operands.inputs
+
+
+def _scale_shift_shapes(operands: Operands) -> tuple[Shape, ...]:
+    (x,) = operands.inputs
+    for name, tensor in zip(("gamma", "beta"), operands.tensors, strict=True):
+        _expect(name, tensor, 1, x.cols)
+    return (x,)
+
+
+def _neighbors_shapes(operands: Operands) -> tuple[Shape, ...]:
+    (x,) = operands.inputs
+    return (Shape(x.rows, 3 * x.cols),)
+
+
+def _concat_shapes(operands: Operands) -> tuple[Shape, ...]:
+    first, second = operands.inputs
+    _expect("second input", second, first.rows, second.cols)
+    return (Shape(first.rows, first.cols + second.cols),)
 
 
 CODES = ("int8", "int4", "pot4", "int6")
@@ -200,6 +248,7 @@ _SCALE = TensorSlot("scale", ("bf16",), is_scale=True)
 _LINEAR_TENSORS = (TensorSlot("codes", CODES, ("tiles", "blocks")), _SCALE, TensorSlot("bias", ("bf16",)))
 _LINEAR_ATTRIBUTES = (Attribute("activation", 0, max(ACTIVATIONS.values())),)
 _EMBEDDING_TENSORS = (TensorSlot("codes", CODES), _SCALE)
+_NORM_TENSORS = (TensorSlot("gamma", ("bf16",)), TensorSlot("beta", ("bf16",)))
 
 OPS: dict[str, OpSpec] = {
     "normalize": OpSpec(
@@ -210,6 +259,7 @@ OPS: dict[str, OpSpec] = {
         attributes=(),
         shapes=_normalize_shapes,
         function=op_functions.normalize,
+        only="image",
     ),
     "unfold": OpSpec(
         id=2,
@@ -225,6 +275,7 @@ OPS: dict[str, OpSpec] = {
         ),
         shapes=_unfold_shapes,
         function=op_functions.unfold,
+        only="image",
     ),
     "quantize": OpSpec(
         id=3,
@@ -257,7 +308,7 @@ OPS: dict[str, OpSpec] = {
         id=6,
         inputs=(_X,),
         outputs=(_Y,),
-        tensors=(TensorSlot("gamma", ("bf16",)), TensorSlot("beta", ("bf16",))),
+        tensors=_NORM_TENSORS,
         attributes=(Attribute("eps", is_float=True),),
         shapes=_layer_norm_shapes,
         function=op_functions.layer_norm,
@@ -275,6 +326,7 @@ OPS: dict[str, OpSpec] = {
         ),
         shapes=_attention_shapes,
         function=op_functions.attention,
+        whole=True,
     ),
     "prepend_token": OpSpec(
         id=8,
@@ -284,6 +336,7 @@ OPS: dict[str, OpSpec] = {
         attributes=(),
         shapes=_prepend_token_shapes,
         function=op_functions.prepend_token,
+        only="image",
     ),
     "add_positions": OpSpec(
         id=9,
@@ -293,6 +346,7 @@ OPS: dict[str, OpSpec] = {
         attributes=(),
         shapes=_add_positions_shapes,
         function=op_functions.add_positions,
+        whole=True,
     ),
     "select_row": OpSpec(
         id=10,
@@ -302,6 +356,7 @@ OPS: dict[str, OpSpec] = {
         attributes=(Attribute("row"),),
         shapes=_select_row_shapes,
         function=op_functions.select_row,
+        whole=True,
     ),
     "mean_rows": OpSpec(
         id=11,
@@ -311,8 +366,75 @@ OPS: dict[str, OpSpec] = {
         attributes=(),
         shapes=_mean_rows_shapes,
         function=op_functions.mean_rows,
+        whole=True,
+    ),
+    "embed_tokens": OpSpec(
+        id=12,
+        inputs=(BufferSlot("input", "u32"),),
+        outputs=(_Y,),
+        tensors=_EMBEDDING_TENSORS,
+        attributes=(),
+        shapes=_embed_tokens_shapes,
+        function=op_functions.embed_tokens,
+        only="sequence",
+    ),
+    "normalize_rows": OpSpec(
+        id=13,
+        inputs=(_X,),
+        outputs=(_Y,),
+        tensors=(),
+        attributes=(),
+        shapes=_same_shapes,
+        function=op_functions.normalize_rows,
+        only="sequence",
+    ),
+    "scale_shift": OpSpec(
+        id=14,
+        inputs=(_X,),
+        outputs=(_Y,),
+        tensors=_NORM_TENSORS,
+        attributes=(),
+        shapes=_scale_shift_shapes,
+        function=op_functions.scale_shift,
+        only="sequence",
+    ),
+    "neighbors": OpSpec(
+        id=15,
+        inputs=(_X,),
+        outputs=(_Y,),
+        tensors=(),
+        attributes=(),
+        shapes=_neighbors_shapes,
+        function=op_functions.neighbors,
+        only="sequence",
+        whole=True,
+    ),
+    "concat": OpSpec(
+        id=16,
+        inputs=(_X, BufferSlot("second input", "f32")),
+        outputs=(_Y,),
+        tensors=(),
+        attributes=(),
+        shapes=_concat_shapes,
+        function=op_functions.concat,
+        only="sequence",
     ),
 }
+
+
+def check_program_kind(spec: OpSpec, inputs: tuple[Shape, ...], max_tokens: int) -> None:
+    """The op may be in such a program, and its input has the rows that it looks at.
+
+    Raises:
+        ArtifactError: naming what is allowed.
+    """
+    kind = "sequence" if max_tokens else "image"
+    if spec.only not in (None, kind):
+        raise ArtifactError(
+            f"is only for {spec.only} programs; this is a program of version {1 + (kind == 'sequence')}"
+        )
+    if spec.whole and max_tokens and inputs[0].rows == 1:
+        raise ArtifactError("input has 1 row; must have a row a token")
 
 
 def check_attributes(spec: OpSpec, attributes: Attributes) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 from lilliput.program.formats import round_up
 
 ALIGNMENT = 64
+TOKEN_ALIGNMENT = 4  # of bytes a token: the arena holds a multiple of 16 tokens
 
 
 class Lifetime(NamedTuple):
@@ -35,15 +36,18 @@ def lifetimes(ops: Sequence[_Op]) -> dict[int, Lifetime]:
     return alive
 
 
-def plan_arena(sizes: dict[int, int], alive: dict[int, Lifetime]) -> tuple[dict[int, int], int]:
+def plan_arena(
+    sizes: dict[int, int], alive: dict[int, Lifetime], alignment: int = ALIGNMENT
+) -> tuple[dict[int, int], int]:
     """Greedy best fit, largest first: each buffer takes the smallest gap that fits between those alive with it.
 
     Args:
         sizes: bytes of each arena buffer.
         alive: lifetimes of at least these buffers.
+        alignment: of the offsets.
 
     Returns:
-        offset of each buffer (multiples of 64), and the arena's bytes.
+        offset of each buffer, and the arena's bytes.
     """
     offsets: dict[int, int] = {}
     placed: list[tuple[int, int, int]] = []  # (offset, end, buffer), sorted
@@ -53,7 +57,7 @@ def plan_arena(sizes: dict[int, int], alive: dict[int, Lifetime]) -> tuple[dict[
         together = [
             (start, end) for start, end, other in placed if alive[other].first <= last and first <= alive[other].last
         ]
-        size = round_up(sizes[buffer], ALIGNMENT)
+        size = round_up(sizes[buffer], alignment)
         offsets[buffer] = _best_gap(together, size)
         insort(placed, (offsets[buffer], offsets[buffer] + size, buffer))
         arena = max(arena, offsets[buffer] + size)

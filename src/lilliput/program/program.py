@@ -1,8 +1,8 @@
 """The records of a program: exactly what the device executes for one example (docs/format.md, section 1)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,13 +10,19 @@ from numpy.typing import NDArray
 from lilliput.program import validation
 from lilliput.program.formats import WEIGHT_FORMATS, count_blocks, stored_bytes
 
-DTYPE_IDS: dict[str, int] = {"u8": 1, "i8": 2, "f32": 3}
-DTYPE_BYTES: dict[str, int] = {"u8": 1, "i8": 1, "f32": 4}
+DTYPE_IDS: dict[str, int] = {"u8": 1, "i8": 2, "f32": 3, "u32": 4}
+DTYPE_BYTES: dict[str, int] = {"u8": 1, "i8": 1, "f32": 4, "u32": 4}
+PER_TOKEN = 0  # a buffer's `rows` in a sequence program: as many as there are tokens
+
+Examples = NDArray[np.uint8] | Sequence[NDArray[np.uint32]]
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """An activation of `rows` x `cols`; `offset` in the arena, bytes (0 for the input and the output)."""
+    """An activation of `rows` x `cols`; `offset` in the arena, bytes (0 for the input and the output).
+
+    In a sequence program `rows` is PER_TOKEN or 1, and offsets and sizes are bytes a token.
+    """
 
     name: str
     dtype: str
@@ -26,8 +32,8 @@ class Buffer:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes it takes in the arena, without alignment."""
-        return self.rows * self.cols * DTYPE_BYTES[self.dtype]
+        """Bytes it takes in the arena, without alignment (in a sequence program: a token)."""
+        return max(self.rows, 1) * self.cols * DTYPE_BYTES[self.dtype]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,12 +77,22 @@ class Op:
     attributes: Mapping[str, int | float] = field(default_factory=dict)
 
 
+class Vocabulary(NamedTuple):
+    """What a tokenizer looks up: the tokens' UTF-8 in the order of their ids, and merges, uint32 [n, 2] of ids, in the
+    order in which they are tried."""
+
+    tokens: tuple[bytes, ...] = ()
+    merges: NDArray[np.uint32] = np.empty((0, 2), np.uint32)
+
+
 @dataclass(frozen=True, eq=False)
 class Program:
     """Buffers, tensors and ops, with the metadata for people and the golden examples.
 
-    `metadata` holds task, labels, image and provenance; the names of tensors and buffers live in their records.
-    `golden_inputs` is uint8 [n, rows, cols] of the input, `golden_outputs` float32 [n, 1, N]; n may be 0.
+    `max_tokens` is 0 for an image program, else the longest sequence that a sequence program takes.
+    `metadata` holds task, labels, image or tokenizer, and provenance; the names of tensors and buffers live in their
+    records. `golden_inputs` is uint8 [n, rows, cols] of the input, or n sequences, uint32 [T] each; `golden_outputs`
+    float32 [n, 1, N]; n may be 0.
     """
 
     buffers: tuple[Buffer, ...]
@@ -86,8 +102,10 @@ class Program:
     output: int
     arena_bytes: int
     metadata: Mapping[str, Any]
-    golden_inputs: NDArray[np.uint8]
+    golden_inputs: Examples
     golden_outputs: NDArray[np.float32]
+    max_tokens: int = 0
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
 
     def validate(self) -> None:
         """Check every MUST of docs/format.md that concerns the program.

@@ -17,16 +17,25 @@ from lilliput.program.formats import (
     round_bf16,
     round_up,
 )
-from lilliput.program.ops import MAX_PRODUCT_LENGTH, OPS, Operands, OpSpec, Shape, check_attributes
-from lilliput.program.plan import ALIGNMENT, lifetimes
+from lilliput.program.ops import (
+    MAX_PRODUCT_LENGTH,
+    OPS,
+    Operands,
+    OpSpec,
+    Shape,
+    check_attributes,
+    check_program_kind,
+)
+from lilliput.program.plan import ALIGNMENT, TOKEN_ALIGNMENT, lifetimes
 
 if TYPE_CHECKING:
-    from lilliput.program.program import Buffer, Op, Program, Tensor
+    from lilliput.program.program import Buffer, Op, Program, Tensor, Vocabulary
 
 ROLES = ("weight", "bias", "norm", "embedding", "scale", "constant")
 MAX_SIDE = 2**24
 MAX_BYTES = 2**31 - 1
 MAX_RECORDS = 65535
+MAX_TOKENS = 65536
 MAX_BLOCK_CODES = 2**26  # of all tensors in layout blocks, with what they leave out
 
 
@@ -39,9 +48,10 @@ def check_program(program: "Program") -> None:
     """See `Program.validate`."""
     for name, records in (("buffers", program.buffers), ("tensors", program.tensors), ("ops", program.ops)):
         _require(len(records) <= MAX_RECORDS, f"{len(records)} {name}; at most {MAX_RECORDS} are allowed")
-    check_side_buffers(program.buffers, program.input, program.output)
+    check_max_tokens(program.max_tokens)
+    check_side_buffers(program.buffers, program.input, program.output, program.max_tokens)
     for index, buffer in enumerate(program.buffers):
-        check_buffer(f"buffer {index}", buffer)
+        check_buffer(f"buffer {index}", buffer, program.max_tokens)
     for index, tensor in enumerate(program.tensors):
         _check_tensor(f"tensor {index} ({tensor.name})", tensor)
     check_blocks_total((tensor.format, tensor.layout, tensor.rows, tensor.cols) for tensor in program.tensors)
@@ -54,12 +64,19 @@ def check_program(program: "Program") -> None:
     _check_flow(program)
     _check_arena(program)
     check_metadata(program.metadata, program.buffers[program.input], program.buffers[program.output])
-    _check_golden(program)
+    _check_vocabulary(program.vocabulary)
+    (_check_golden_sequences if program.max_tokens else _check_golden_images)(program)
 
 
-def check_side_buffers(buffers: "Sequence[Buffer]", input_index: int, output_index: int) -> None:
+def check_max_tokens(max_tokens: int) -> None:
+    """The longest sequence is within its limits (0 is an image program's)."""
+    _require(0 <= max_tokens <= MAX_TOKENS, f"max_tokens is {max_tokens}; must be at most {MAX_TOKENS}")
+
+
+def check_side_buffers(buffers: "Sequence[Buffer]", input_index: int, output_index: int, max_tokens: int = 0) -> None:
     """The caller's two buffers exist and are what they must be."""
-    for side, index, dtype in (("input", input_index, "u8"), ("output", output_index, "f32")):
+    input_dtype = "u32" if max_tokens else "u8"
+    for side, index, dtype in (("input", input_index, input_dtype), ("output", output_index, "f32")):
         _require(0 <= index < len(buffers), f"{side} buffer is {index}; there are {len(buffers)} buffers")
         buffer = buffers[index]
         _require(buffer.dtype == dtype, f"{side} buffer {index}: dtype is {buffer.dtype}; must be {dtype}")
@@ -74,12 +91,21 @@ def check_sides(where: str, rows: int, cols: int) -> None:
         _require(1 <= value <= MAX_SIDE, f"{where}: {name} is {value}; must be 1 to {MAX_SIDE}")
 
 
-def check_buffer(where: str, buffer: "Buffer") -> None:
+def check_buffer(where: str, buffer: "Buffer", max_tokens: int = 0) -> None:
     """One buffer record on its own."""
-    check_sides(where, buffer.rows, buffer.cols)
+    alignment = TOKEN_ALIGNMENT if max_tokens else ALIGNMENT
+    if max_tokens:
+        _require(buffer.rows in (0, 1), f"{where}: rows is {buffer.rows}; must be 0 (a row a token) or 1")
+        check_sides(where, 1, buffer.cols)
+        bytes_of = buffer.num_bytes
+        _require(
+            bytes_of % alignment == 0, f"{where}: takes {bytes_of} bytes a token; must be a multiple of {alignment}"
+        )
+    else:
+        check_sides(where, buffer.rows, buffer.cols)
     _require(buffer.num_bytes <= MAX_BYTES, f"{where}: takes {buffer.num_bytes} bytes; at most {MAX_BYTES} are allowed")
     _require(
-        buffer.offset % ALIGNMENT == 0, f"{where}: arena offset is {buffer.offset}; must be a multiple of {ALIGNMENT}"
+        buffer.offset % alignment == 0, f"{where}: arena offset is {buffer.offset}; must be a multiple of {alignment}"
     )
 
 
@@ -161,7 +187,8 @@ def _check_op(program: "Program", op: "Op", spec: OpSpec) -> None:
     _check_op_tensors(program, op, spec)
     inputs = tuple(Shape(program.buffers[index].rows, program.buffers[index].cols) for index in op.inputs)
     tensors = tuple(Shape(program.tensors[index].rows, program.tensors[index].cols) for index in op.tensors)
-    shapes = spec.shapes(Operands(inputs, tensors, op.attributes))
+    check_program_kind(spec, inputs, program.max_tokens)
+    shapes = spec.shapes(Operands(inputs, tensors, op.attributes, program.max_tokens))
     for index, slot, shape in zip(op.outputs, spec.outputs, shapes, strict=True):
         is_shape = Shape(program.buffers[index].rows, program.buffers[index].cols)
         _require(is_shape == shape, f"{slot.name} (buffer {index}) is {is_shape}; must be {shape}")
@@ -214,8 +241,11 @@ def _check_arena(program: "Program") -> None:
         for buffer in dying.get(index, []):
             if buffer != program.output:
                 del taken[bisect_left(taken, _extent(program, buffer))]
-    arena = round_up(arena, ALIGNMENT)
-    _require(program.arena_bytes <= MAX_BYTES, f"arena bytes is {program.arena_bytes}; must be at most {MAX_BYTES}")
+    if not program.max_tokens:
+        arena = round_up(arena, ALIGNMENT)
+    longest = round_up(max(program.max_tokens, 1), 16) if program.max_tokens else 1
+    needed = program.arena_bytes * longest
+    _require(needed <= MAX_BYTES, f"arena bytes is {needed}; must be at most {MAX_BYTES}")
     _require(program.arena_bytes == arena, f"arena bytes is {program.arena_bytes}; the buffers need {arena}")
 
 
@@ -266,7 +296,15 @@ def check_metadata(metadata: Any, source: "Buffer", result: "Buffer") -> None:
         isinstance(labels, list) and all(isinstance(label, str) for label in labels),
         "metadata: labels must be a list of strings",
     )
-    _require(len(labels) == result.cols, f"metadata: {len(labels)} labels; the output has {result.cols} columns")
+    wanted = 0 if metadata["task"] == "text-embedding" else result.cols
+    _require(len(labels) == wanted, f"metadata: {len(labels)} labels; must be {wanted}, as the task and the output say")
+    if source.dtype == "u32":
+        tokenizer = metadata.get("tokenizer", ())
+        _require(
+            tokenizer is None or isinstance(tokenizer, dict),
+            f"metadata: tokenizer is {str(tokenizer)[:80]}; must be an object or null",
+        )
+        return
     image = metadata.get("image")
     sides = ("height", "width", "channels")
     _require(
@@ -280,14 +318,55 @@ def check_metadata(metadata: Any, source: "Buffer", result: "Buffer") -> None:
     )
 
 
-def _check_golden(program: "Program") -> None:
+def _check_vocabulary(vocabulary: "Vocabulary") -> None:
+    merges, count = vocabulary.merges, len(vocabulary.tokens)
+    _require(
+        merges.dtype == np.uint32 and merges.ndim == 2 and merges.shape[1] == 2,
+        f"vocabulary: merges are {merges.dtype} with shape {merges.shape}; must be uint32 with shape (n, 2)",
+    )
+    _require(not (merges >= count).any(), f"vocabulary: a merge names a token that is not below {count}")
+
+
+def _check_array(name: str, array: Any, dtype: type, shape: tuple[int, ...]) -> None:
+    _require(
+        isinstance(array, np.ndarray) and array.dtype == dtype and array.shape == shape,
+        f"golden {name} are {getattr(array, 'dtype', type(array))} with shape {getattr(array, 'shape', None)}; "
+        f"must be {np.dtype(dtype)} with shape {shape}",
+    )
+
+
+def _check_golden_images(program: "Program") -> None:
     source, result = program.buffers[program.input], program.buffers[program.output]
     count = len(program.golden_inputs)
-    for name, array, dtype, shape in (
-        ("inputs", program.golden_inputs, np.dtype(np.uint8), (count, source.rows, source.cols)),
-        ("outputs", program.golden_outputs, np.dtype(np.float32), (count, 1, result.cols)),
-    ):
-        _require(
-            array.dtype == dtype and array.shape == shape,
-            f"golden {name} are {array.dtype} with shape {array.shape}; must be {dtype} with shape {shape}",
-        )
+    _check_array("inputs", program.golden_inputs, np.uint8, (count, source.rows, source.cols))
+    _check_array("outputs", program.golden_outputs, np.float32, (count, 1, result.cols))
+
+
+def _check_golden_sequences(program: "Program") -> None:
+    for number, ids in enumerate(program.golden_inputs):
+        try:
+            check_token_ids(program, ids)
+        except ArtifactError as error:
+            raise ArtifactError(f"golden input {number}: {error}") from None
+    shape = (len(program.golden_inputs), 1, program.buffers[program.output].cols)
+    _check_array("outputs", program.golden_outputs, np.float32, shape)
+
+
+def num_token_ids(program: "Program") -> int:
+    """How many token ids a sequence program knows: the least number of rows of its embeddings."""
+    rows = [program.tensors[op.tensors[0]].rows for op in program.ops if op.kind == "embed_tokens"]
+    return min(rows, default=2**32)
+
+
+def check_token_ids(program: "Program", ids: Any) -> None:
+    """One sequence of a sequence program: uint32 [1 to max_tokens], each a known id.
+
+    Raises:
+        ArtifactError: naming what is wrong and what is allowed.
+    """
+    allowed = f"must be uint32 with shape (1 to {program.max_tokens},)"
+    is_array = isinstance(ids, np.ndarray) and ids.dtype == np.uint32 and ids.ndim == 1
+    _require(is_array, f"is {getattr(ids, 'dtype', type(ids))} with shape {getattr(ids, 'shape', None)}; {allowed}")
+    _require(1 <= len(ids) <= program.max_tokens, f"has {len(ids)} tokens; {allowed}")
+    known = num_token_ids(program)
+    _require(int(ids.max()) < known, f"has token id {ids.max()}; must be below {known}")

@@ -40,7 +40,7 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
     data = path.read_bytes()
     counts = cost.parameter_counts(program)
     tensors = [_tensor(tensor) for tensor in program.tensors]
-    sizes = _bytes_by_category(program, verified_sections(data))
+    sizes = _bytes_by_category(program, verified_sections(data, 2 if program.max_tokens else 1))
     assert sum(sizes.values()) == len(data), f"{sizes} do not add up to {len(data)} bytes"
     return {
         "file": str(path),
@@ -81,9 +81,13 @@ def _bytes_by_category(program: Program, sections: dict[str, Section]) -> dict[s
         sizes[_category(tensor)] += tensor.stored_bytes
     constants = sizes["codes"] + sizes["scales"] + sizes["vectors"]
     sizes["metadata"] = sections["metadata"].size
-    sizes["golden"] = program.golden_inputs.nbytes + program.golden_outputs.nbytes
-    sizes["tables"] = FIRST_SECTION + sum(sections[name].size for name in ("buffers", "tensors", "ops"))
-    between, end = 0, FIRST_SECTION
+    lengths = 4 * len(program.golden_inputs) if program.max_tokens else 0
+    sizes["golden"] = lengths + sum(one.nbytes for one in program.golden_inputs) + program.golden_outputs.nbytes
+    first = FIRST_SECTION[2 if program.max_tokens else 1]
+    sizes["tables"] = first + sum(sections[name].size for name in ("buffers", "tensors", "ops"))
+    if "vocabulary" in sections:
+        sizes["vocabulary"] = sections["vocabulary"].size
+    between, end = 0, first
     for section in sections.values():
         between += section.offset - end
         end = section.offset + section.size

@@ -38,6 +38,31 @@ class Model:
         times: NDArray[np.int64],
         threads: Threads | None = None,
     ) -> None: ...
+    def run_sequences(
+        self,
+        arena: NDArray[np.uint8],
+        tokens: NDArray[np.uint32],
+        lengths: NDArray[np.uint32],
+        counts: NDArray[np.uint32],
+        outputs: NDArray[np.float32],
+        threads: Threads | None = None,
+    ) -> None: ...
+    def profile_sequences(
+        self,
+        arena: NDArray[np.uint8],
+        tokens: NDArray[np.uint32],
+        lengths: NDArray[np.uint32],
+        outputs: NDArray[np.float32],
+        times: NDArray[np.int64],
+        threads: Threads | None = None,
+    ) -> None: ...
+    def sequence_arena_bytes(self, num_tokens: int) -> int: ...
+    @property
+    def max_tokens(self) -> int: ...
+    @property
+    def vocabulary_tokens(self) -> int: ...
+    @property
+    def vocabulary_offset(self) -> int: ...
     @property
     def isa(self) -> str: ...
     @property

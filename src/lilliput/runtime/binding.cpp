@@ -24,6 +24,7 @@ using namespace nb::literals;
 using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Inputs = nb::ndarray<const uint8_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Times = nb::ndarray<int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Words = nb::ndarray<const uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Outputs = nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
 namespace {
@@ -100,6 +101,38 @@ struct Batch {
     }
 };
 
+// Some sequences of tokens that are run together: what they take of each array.
+struct Pack {
+    const uint32_t *tokens, *lengths;
+    size_t num_sequences;
+    float *outputs;
+};
+
+// Packs that the threads of a team take one after another, each thread with an arena of its own.
+struct Packs {
+    const lil_model *model;
+    uint8_t *arena;
+    size_t arena_bytes; // of each thread, a multiple of the alignment
+    const std::vector<Pack> &packs;
+    std::atomic<size_t> next{0};
+    std::atomic<int> status{LIL_OK};
+
+    void run(size_t thread) {
+        const lil_context context = {arena + thread * arena_bytes, arena_bytes, nullptr, nullptr, nullptr};
+        for (size_t i = next++; i < packs.size() && status == LIL_OK; i = next++) {
+            const lil_status result = run_pack(model, context, packs[i]);
+            if (result != LIL_OK) {
+                status = result;
+            }
+        }
+    }
+
+    static lil_status run_pack(const lil_model *model, const lil_context &context, const Pack &pack) {
+        return lil_run_sequences(model, &context, pack.tokens, pack.lengths, pack.num_sequences, pack.outputs,
+                                 pack.num_sequences * lil_output_bytes(model));
+    }
+};
+
 // Notes the time at which each op ended.
 struct Stopwatch {
     std::chrono::steady_clock::time_point last;
@@ -161,6 +194,53 @@ class Model {
         accept(status);
     }
 
+    void run_sequences(Bytes arena, Words tokens, Words lengths, Words counts, Outputs outputs, Threads *threads) const {
+        size_t most = 0;
+        const std::vector<Pack> packs = divide(tokens, lengths, counts, outputs, &most);
+        const size_t num_threads = threads == nullptr ? 1 : threads->size();
+        lil_status status = LIL_OK;
+        {
+            nb::gil_scoped_release release;
+            const size_t each = lil_sequence_arena_bytes(&model_, 1, most);
+            if (num_threads > 1 && packs.size() >= num_threads && arena.size() / num_threads >= each) {
+                Packs all{&model_, arena.data(), each, packs};
+                threads->run([](void *job, size_t thread) { static_cast<Packs *>(job)->run(thread); }, &all);
+                status = static_cast<lil_status>(all.status.load());
+            } else {
+                const lil_team team = {num_threads, run_on, threads, MIN_ELEMENTS};
+                const lil_context context = {arena.data(), arena.size(), num_threads > 1 ? &team : nullptr, nullptr,
+                                             nullptr};
+                for (size_t i = 0; i < packs.size() && status == LIL_OK; i++) {
+                    status = Packs::run_pack(&model_, context, packs[i]);
+                }
+            }
+        }
+        accept(status);
+    }
+
+    void profile_sequences(Bytes arena, Words tokens, Words lengths, Outputs outputs, Times times,
+                           Threads *threads) const {
+        if (times.shape(1) != model_.num_ops || outputs.shape(0) != lengths.shape(0)) {
+            raise("InputError", "one time an op and one output a sequence are needed");
+        }
+        const lil_team team = {threads == nullptr ? 1 : threads->size(), run_on, threads, MIN_ELEMENTS};
+        Stopwatch watch{};
+        const lil_context context = {arena.data(), arena.size(), threads == nullptr ? nullptr : &team,
+                                     Stopwatch::after_op, &watch};
+        check_tokens(tokens, lengths);
+        const Pack pack = {tokens.data(), lengths.data(), lengths.shape(0), outputs.data()};
+        lil_status status = LIL_OK;
+        {
+            nb::gil_scoped_release release;
+            for (size_t i = 0; i < times.shape(0) && status == LIL_OK; i++) {
+                watch.nanoseconds = times.data() + i * times.shape(1);
+                watch.last = std::chrono::steady_clock::now();
+                status = Packs::run_pack(&model_, context, pack);
+            }
+        }
+        accept(status);
+    }
+
     void profile(Bytes arena, Inputs inputs, Outputs outputs, Times times, Threads *threads) const {
         check(inputs, outputs);
         if (times.shape(0) != inputs.shape(0) || times.shape(1) != model_.num_ops) {
@@ -184,7 +264,7 @@ class Model {
 
     nb::bytes metadata() const { return nb::bytes(model_.metadata, model_.metadata_bytes); }
     nb::bytes golden_inputs() const {
-        return nb::bytes(model_.golden_inputs, model_.num_golden * lil_input_bytes(&model_));
+        return nb::bytes(model_.golden_inputs, model_.golden_input_bytes);
     }
     nb::bytes golden_outputs() const {
         return nb::bytes(model_.golden_outputs, model_.num_golden * lil_output_bytes(&model_));
@@ -202,6 +282,44 @@ class Model {
         if (outputs.shape(1) != model_.output_cols) {
             accept(LIL_OUTPUT_SIZE);
         }
+    }
+
+    // As many tokens as the lengths add up to.
+    static void check_tokens(const Words &tokens, const Words &lengths) {
+        uint64_t sum = 0; // of at most 2^32 numbers below 2^32
+        for (size_t i = 0; i < lengths.shape(0); i++) {
+            sum += lengths.data()[i];
+        }
+        if (sum != tokens.shape(0)) {
+            raise("InputError", "as many tokens as the lengths add up to are needed");
+        }
+    }
+
+    // The packs, `counts` sequences each, and the tokens of the largest.
+    std::vector<Pack> divide(const Words &tokens, const Words &lengths, const Words &counts, Outputs &outputs,
+                             size_t *most) const {
+        check_tokens(tokens, lengths);
+        if (outputs.shape(0) != lengths.shape(0) || outputs.shape(1) != model_.output_cols) {
+            accept(LIL_OUTPUT_SIZE);
+        }
+        std::vector<Pack> packs;
+        size_t sequence = 0, token = 0;
+        for (size_t i = 0; i < counts.shape(0); i++) {
+            const size_t count = counts.data()[i], before = token;
+            if (count > lengths.shape(0) - sequence) {
+                raise("InputError", "the packs have more sequences than there are");
+            }
+            packs.push_back({tokens.data() + token, lengths.data() + sequence, count,
+                             outputs.data() + sequence * outputs.shape(1)});
+            for (size_t end = sequence + count; sequence < end; sequence++) {
+                token += lengths.data()[sequence];
+            }
+            *most = std::max(*most, token - before);
+        }
+        if (sequence != lengths.shape(0)) {
+            raise("InputError", "the packs have fewer sequences than there are");
+        }
+        return packs;
     }
 
     static void accept(lil_status status) {
@@ -252,6 +370,22 @@ NB_MODULE(_lil, m) {
         .def("profile", &Model::profile, "arena"_a.noconvert(), "inputs"_a.noconvert(), "outputs"_a.noconvert(),
              "times"_a.noconvert(), "threads"_a.none() = nb::none(),
              "As run, one row after another, and the nanoseconds of each op into `times`, int64 [rows, num_ops].")
+        .def("run_sequences", &Model::run_sequences, "arena"_a.noconvert(), "tokens"_a.noconvert(),
+             "lengths"_a.noconvert(), "counts"_a.noconvert(), "outputs"_a.noconvert(), "threads"_a.none() = nb::none(),
+             "Run a sequence program: `tokens` (uint32) of all sequences, their `lengths`, and how many of them are run\n"
+             "together each time, into the rows of `outputs` (float32). `arena`: sequence_arena_bytes of the largest pack\n"
+             "for each thread. Threads share the packs, or the ops where the packs are few. Raises InputError.")
+        .def("profile_sequences", &Model::profile_sequences, "arena"_a.noconvert(), "tokens"_a.noconvert(),
+             "lengths"_a.noconvert(), "outputs"_a.noconvert(), "times"_a.noconvert(), "threads"_a.none() = nb::none(),
+             "Run all sequences together once for each row of `times` (int64 [repeats, num_ops]): the ops' nanoseconds.")
+        .def(
+            "sequence_arena_bytes",
+            [](const Model &self, size_t num_tokens) { return lil_sequence_arena_bytes(&self.get(), 1, num_tokens); },
+            "num_tokens"_a, "Work memory of one thread for so many tokens together.")
+        .def_prop_ro("max_tokens", [](const Model &self) { return self.get().max_tokens; })
+        .def_prop_ro("vocabulary_tokens", [](const Model &self) { return self.get().vocabulary_tokens; })
+        .def_prop_ro("vocabulary_offset", [](const Model &self) { return self.get().vocabulary - self.get().file; },
+                     "Where the vocabulary's section begins in the file.")
         .def_prop_ro("isa", [](const Model &self) { return lil_isa_name(self.get().isa); })
         .def_prop_ro("num_ops", [](const Model &self) { return self.get().num_ops; })
         .def_prop_ro("arena_bytes", [](const Model &self) { return lil_arena_bytes(&self.get(), 1); })

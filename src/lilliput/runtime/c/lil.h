@@ -43,6 +43,7 @@ typedef enum lil_status {
     LIL_BAD_GAP,           /* [section] a byte before it, between its tensors, or before the golden outputs, is not 0 */
     LIL_BAD_BUFFER,        /* [buffer] dtype, rows, cols, size, offset, or a reserved field */
     LIL_BAD_ARENA,         /* arena bytes differ from what the buffers need, or are too many */
+    LIL_BAD_VOCABULARY,
     LIL_BAD_TENSOR,        /* [tensor] format, layout, rows, cols, size, offset, or a reserved field */
     LIL_BAD_CONSTANT,      /* [tensor] a value is not finite, or a scale is negative */
     LIL_BAD_CODE,          /* [tensor] a code that no level has, or padding that is not code 0 */
@@ -60,6 +61,9 @@ typedef enum lil_status {
     LIL_ARENA_SMALL,       /* fewer than lil_arena_bytes */
     LIL_ARENA_MISALIGNED,  /* not at a multiple of LIL_ALIGNMENT */
     LIL_INPUT_SIZE,        /* not exactly lil_input_bytes */
+    LIL_WRONG_PROGRAM,     /* lil_run of a sequence program, or lil_run_sequences of an image program */
+    LIL_SEQUENCE_LENGTH,   /* no sequence, an empty one, one longer than max_tokens, or too many tokens together */
+    LIL_UNKNOWN_TOKEN,     /* a token id that is not below num_token_ids */
     LIL_OUTPUT_SIZE,       /* not exactly lil_output_bytes */
     LIL_OUTPUT_MISALIGNED, /* not at a multiple of 4 */
     LIL_MEMORY_OVERLAP,    /* arena or output overlap each other, the input or the file */
@@ -93,15 +97,22 @@ typedef struct lil_model {
     const uint8_t *constants;
     const uint8_t *metadata; /* metadata_bytes of UTF-8 JSON, not verified here, not ended by a NUL */
     size_t metadata_bytes;
-    const uint8_t *golden_inputs;  /* num_golden x lil_input_bytes, one after another */
+    const uint8_t *golden_inputs;  /* num_golden x lil_input_bytes, one after another; of a sequence program
+                                    * little-endian u32: num_golden lengths, then the token ids of all */
+    size_t golden_input_bytes;     /* in all */
     const uint8_t *golden_outputs; /* num_golden x lil_output_bytes, little-endian binary32, maybe misaligned */
     uint32_t num_buffers;
     uint32_t num_tensors;
     uint32_t num_ops;
     uint32_t num_golden;
+    const uint8_t *vocabulary; /* of a sequence program: vocabulary_bytes, see docs/format.md; verified */
+    size_t vocabulary_bytes;
+    uint32_t vocabulary_tokens; /* 0: there is none */
+    uint32_t max_tokens;     /* 0: an image program; else the longest sequence of a sequence program */
+    uint32_t num_token_ids;  /* token ids are below it */
     uint32_t input;       /* number of the input buffer */
     uint32_t output;      /* number of the output buffer */
-    uint32_t input_rows;  /* pixels: height * width */
+    uint32_t input_rows;  /* pixels: height * width; 0 for a sequence program */
     uint32_t input_cols;  /* channels, 1 byte each */
     uint32_t output_cols; /* float32 outputs, one row of them */
     uint32_t where;       /* after a refusal: see lil_status; otherwise 0 */
@@ -159,14 +170,17 @@ typedef struct lil_context {
     void *observer;
 } lil_context;
 
-/* Bytes of arena that one lil_run needs with a team of `num_threads` (0 and 1: alone), and of its input and output.
- * `model` MUST come from a successful lil_open. SIZE_MAX where so many threads' scratch cannot be addressed.
- * Thread-safe. */
+/* Bytes of arena that one lil_run, or lil_run_sequences of one sequence of max_tokens, needs with a team of `num_threads`
+ * (0 and 1: alone), and of an image program's input, and of the output of one example. `model` MUST come from a
+ * successful lil_open. SIZE_MAX where so many threads' scratch cannot be addressed. Thread-safe. */
 size_t lil_arena_bytes(const lil_model *model, size_t num_threads);
+
+/* The same of lil_run_sequences for `num_tokens` tokens in all its sequences: it grows with them in steps of 16. */
+size_t lil_sequence_arena_bytes(const lil_model *model, size_t num_threads, size_t num_tokens);
 size_t lil_input_bytes(const lil_model *model);
 size_t lil_output_bytes(const lil_model *model);
 
-/* Run one example.
+/* Run one example of an image program.
  *
  * model    from a successful lil_open.
  * context  memory and threads; see lil_context.
@@ -181,6 +195,19 @@ size_t lil_output_bytes(const lil_model *model);
  * (rounding, flush to zero) of each thread is set to the default for the time of the call and restored. */
 lil_status lil_run(const lil_model *model, const lil_context *context, const void *input, size_t input_bytes,
                    float *output, size_t output_bytes);
+
+/* Run a sequence program on sequences of token ids, one behind the other without padding: work and memory follow the
+ * tokens that there are. Each result is what it would be alone, bit for bit.
+ *
+ * model          from a successful lil_open.
+ * context        as for lil_run; an arena of lil_sequence_arena_bytes of the sum of all lengths.
+ * tokens         the ids of the first sequence, then those of the second, and so on: each below num_token_ids. Not
+ *                written.
+ * lengths        the length of each sequence, 1 to max_tokens, num_sequences of them, at least one.
+ * output         output_bytes, exactly num_sequences * lil_output_bytes: receives float32 [num_sequences, output_cols].
+ * Everything else as for lil_run. */
+lil_status lil_run_sequences(const lil_model *model, const lil_context *context, const uint32_t *tokens,
+                             const uint32_t *lengths, size_t num_sequences, float *output, size_t output_bytes);
 
 /* One English line for a status, without a final stop; never NULL, static, also for values outside the enum. */
 const char *lil_status_message(lil_status status);

@@ -2,6 +2,8 @@
 #ifndef LIL_CHECK_H
 #define LIL_CHECK_H
 
+#include <stdbool.h>
+
 #include "lil.h"
 #include "lil_format.h"
 
@@ -14,21 +16,27 @@ typedef enum lil_slot {
     LIL_CODE_TILES_SLOT /* in tiles or blocks */
 } lil_slot;
 
+/* Which programs may hold a kind. */
+enum { LIL_ANY_PROGRAM, LIL_IMAGE_PROGRAM, LIL_SEQUENCE_PROGRAM };
+
 /* The records that an op names, in slot order; unused slots are zero. */
 typedef struct lil_operands {
     lil_buffer in[LIL_NUM_INPUTS];
     lil_buffer out[LIL_NUM_OUTPUTS];
     lil_tensor tensor[LIL_NUM_TENSORS];
     const uint32_t *a;
+    uint32_t max_tokens; /* 0: of an image program */
 } lil_operands;
 
 /* One kind of op: what its slots hold (0: unused), how many attributes it has, and its rule for shapes and
  * attributes. */
 typedef struct lil_rule {
-    uint8_t in[LIL_NUM_INPUTS];      /* dtypes; u8 is the model's input, for the page allows no other */
+    uint8_t in[LIL_NUM_INPUTS];      /* dtypes; u8 and u32 are the model's input, for the page allows no other */
     uint8_t out[LIL_NUM_OUTPUTS];    /* dtypes; u8 is scratch */
     uint8_t tensor[LIL_NUM_TENSORS]; /* lil_slot */
     uint8_t num_attributes;
+    uint8_t program;                 /* LIL_ANY_PROGRAM or the one that it may be in */
+    bool whole;                      /* looks at an example's rows together */
     lil_status (*fits)(const lil_operands *operands);
 } lil_rule;
 

@@ -67,7 +67,7 @@ static lil_status follow(const lil_model *model, const lil_op *op, uint32_t firs
                 return LIL_BAD_OP_ORDER;
             }
             if (rule->in[j] == LIL_U8 && op->in[j] != model->input) {
-                return LIL_BAD_OP_SCRATCH; /* ops write no other u8 */
+                return LIL_BAD_OP_SCRATCH; /* ops write no other u8, and no u32 at all */
             }
         }
     }
@@ -139,7 +139,8 @@ typedef struct extent {
 
 static extent extent_of(const lil_model *model, uint32_t index) {
     const lil_buffer buffer = lil_buffer_at(model->buffers, index);
-    const uint64_t bytes = (uint64_t)buffer.rows * buffer.cols * (buffer.dtype == LIL_F32 ? 4 : 1); /* <= 2^31 - 1 */
+    const uint64_t rows = buffer.rows == 0 ? 1 : buffer.rows; /* a sequence program's extents are those of a token */
+    const uint64_t bytes = rows * buffer.cols * lil_element_bytes(buffer.dtype); /* <= 2^31 - 1 */
     const bool is_callers = index == model->input || index == model->output;
     return (extent){buffer.offset, is_callers ? buffer.offset : buffer.offset + bytes};
 }

@@ -69,7 +69,8 @@ static bool product_fits(const lil_operands *o) {
 }
 
 static lil_status linear_fits(const lil_operands *o) {
-    return o->a[0] > 2 ? LIL_BAD_OP_ATTRIBUTE : shape_status(product_fits(o));
+    const uint32_t last = o->max_tokens > 0 ? FINISH_TANH : FINISH_GELU;
+    return o->a[0] > last ? LIL_BAD_OP_ATTRIBUTE : shape_status(product_fits(o));
 }
 
 static lil_status linear_add_fits(const lil_operands *o) {
@@ -90,13 +91,18 @@ static lil_status attention_fits(const lil_operands *o) {
     uint64_t block, cols;
     lil_attention_scratch scratch;
     if (num_heads < 1 || head_dim < 1 || head_dim > LIL_MAX_DEPTH || !is_finite(o->a[2]) ||
-        num_queries >= num_tokens) {
+        num_queries >= (o->max_tokens > 0 ? 2 : num_tokens)) {
         return LIL_BAD_OP_ATTRIBUTE;
     }
-    return shape_status(num_tokens <= LIL_MAX_DEPTH && lil_mul(num_heads, head_dim, &block) &&
-                        lil_mul(block, 3, &cols) && is(&o->in[0], num_tokens, cols) &&
-                        is(&o->out[0], num_queries == 0 ? num_tokens : num_queries, block) &&
-                        lil_attention_layout(num_tokens, head_dim, &scratch) && is(&o->out[1], 1, scratch.bytes));
+    if (!lil_mul(num_heads, head_dim, &block) || !lil_mul(block, 3, &cols) || !is(&o->in[0], num_tokens, cols) ||
+        !is(&o->out[0], num_queries == 0 ? num_tokens : num_queries, block)) {
+        return LIL_BAD_OP_SHAPE;
+    }
+    if (o->max_tokens > 0) {
+        return shape_status(is(&o->out[1], num_tokens, lil_attention_token_bytes(head_dim)));
+    }
+    return shape_status(num_tokens <= LIL_MAX_DEPTH && lil_attention_layout(num_tokens, head_dim, &scratch) &&
+                        is(&o->out[1], 1, scratch.bytes));
 }
 
 static lil_status prepend_token_fits(const lil_operands *o) {
@@ -108,34 +114,69 @@ static lil_status prepend_token_fits(const lil_operands *o) {
 
 static lil_status add_positions_fits(const lil_operands *o) {
     const lil_buffer *x = &o->in[0];
-    return shape_status(holds(&o->tensor[0], x->rows, x->cols) && holds(&o->tensor[1], 1, x->rows) &&
+    const uint32_t rows = o->max_tokens > 0 ? o->max_tokens : x->rows;
+    return shape_status(holds(&o->tensor[0], rows, x->cols) && holds(&o->tensor[1], 1, rows) &&
                         is(&o->out[0], x->rows, x->cols));
 }
 
 static lil_status select_row_fits(const lil_operands *o) {
-    return o->a[0] >= o->in[0].rows ? LIL_BAD_OP_ATTRIBUTE : shape_status(is(&o->out[0], 1, o->in[0].cols));
+    const uint32_t rows = o->max_tokens > 0 ? 1 : o->in[0].rows; /* the first is there, whatever the length */
+    return o->a[0] >= rows ? LIL_BAD_OP_ATTRIBUTE : shape_status(is(&o->out[0], 1, o->in[0].cols));
 }
 
 static lil_status mean_rows_fits(const lil_operands *o) {
     return shape_status(is(&o->out[0], 1, o->in[0].cols));
 }
 
+static lil_status embed_tokens_fits(const lil_operands *o) {
+    const lil_tensor *codes = &o->tensor[0];
+    return shape_status(o->in[0].cols == 1 && holds(&o->tensor[1], 1, codes->rows) &&
+                        is(&o->out[0], o->in[0].rows, codes->cols));
+}
+
+static lil_status normalize_rows_fits(const lil_operands *o) {
+    return shape_status(is(&o->out[0], o->in[0].rows, o->in[0].cols));
+}
+
+static lil_status scale_shift_fits(const lil_operands *o) {
+    const lil_buffer *x = &o->in[0];
+    return shape_status(is(&o->out[0], x->rows, x->cols) && holds(&o->tensor[0], 1, x->cols) &&
+                        holds(&o->tensor[1], 1, x->cols));
+}
+
+static lil_status neighbors_fits(const lil_operands *o) {
+    return shape_status(is(&o->out[0], o->in[0].rows, 3 * (uint64_t)o->in[0].cols));
+}
+
+static lil_status concat_fits(const lil_operands *o) {
+    return shape_status(o->in[1].rows == o->in[0].rows &&
+                        is(&o->out[0], o->in[0].rows, (uint64_t)o->in[0].cols + o->in[1].cols));
+}
+
 #define PRODUCT_TENSORS {LIL_CODE_TILES_SLOT, LIL_SCALE_SLOT, LIL_BF16_SLOT}
 #define EMBEDDING_TENSORS {LIL_CODE_ROWS_SLOT, LIL_SCALE_SLOT}
 
+#define NORM_TENSORS {LIL_BF16_SLOT, LIL_BF16_SLOT}
+
 const lil_rule lil_rules[LIL_NUM_KINDS] = {
-    /* in, out, tensor, number of attributes, fits */
-    [LIL_NORMALIZE] = {{LIL_U8}, {LIL_F32}, {LIL_F32_SLOT, LIL_F32_SLOT}, 0, normalize_fits},
-    [LIL_UNFOLD] = {{LIL_F32}, {LIL_F32}, {0}, 5, unfold_fits},
-    [LIL_QUANTIZE] = {{LIL_F32}, {LIL_I8, LIL_F32}, {0}, 0, quantize_fits},
-    [LIL_LINEAR] = {{LIL_I8, LIL_F32}, {LIL_F32}, PRODUCT_TENSORS, 1, linear_fits},
-    [LIL_LINEAR_ADD] = {{LIL_I8, LIL_F32, LIL_F32}, {LIL_F32}, PRODUCT_TENSORS, 0, linear_add_fits},
-    [LIL_LAYER_NORM] = {{LIL_F32}, {LIL_F32}, {LIL_BF16_SLOT, LIL_BF16_SLOT}, 1, layer_norm_fits},
-    [LIL_ATTENTION] = {{LIL_F32}, {LIL_F32, LIL_U8}, {0}, 4, attention_fits},
-    [LIL_PREPEND_TOKEN] = {{LIL_F32}, {LIL_F32}, EMBEDDING_TENSORS, 0, prepend_token_fits},
-    [LIL_ADD_POSITIONS] = {{LIL_F32}, {LIL_F32}, EMBEDDING_TENSORS, 0, add_positions_fits},
-    [LIL_SELECT_ROW] = {{LIL_F32}, {LIL_F32}, {0}, 1, select_row_fits},
-    [LIL_MEAN_ROWS] = {{LIL_F32}, {LIL_F32}, {0}, 0, mean_rows_fits},
+    /* in, out, tensor, number of attributes, program, whole, fits */
+    [LIL_NORMALIZE] = {{LIL_U8}, {LIL_F32}, {LIL_F32_SLOT, LIL_F32_SLOT}, 0, LIL_IMAGE_PROGRAM, false, normalize_fits},
+    [LIL_UNFOLD] = {{LIL_F32}, {LIL_F32}, {0}, 5, LIL_IMAGE_PROGRAM, false, unfold_fits},
+    [LIL_QUANTIZE] = {{LIL_F32}, {LIL_I8, LIL_F32}, {0}, 0, LIL_ANY_PROGRAM, false, quantize_fits},
+    [LIL_LINEAR] = {{LIL_I8, LIL_F32}, {LIL_F32}, PRODUCT_TENSORS, 1, LIL_ANY_PROGRAM, false, linear_fits},
+    [LIL_LINEAR_ADD] = {{LIL_I8, LIL_F32, LIL_F32}, {LIL_F32}, PRODUCT_TENSORS, 0, LIL_ANY_PROGRAM, false,
+                        linear_add_fits},
+    [LIL_LAYER_NORM] = {{LIL_F32}, {LIL_F32}, NORM_TENSORS, 1, LIL_ANY_PROGRAM, false, layer_norm_fits},
+    [LIL_ATTENTION] = {{LIL_F32}, {LIL_F32, LIL_U8}, {0}, 4, LIL_ANY_PROGRAM, true, attention_fits},
+    [LIL_PREPEND_TOKEN] = {{LIL_F32}, {LIL_F32}, EMBEDDING_TENSORS, 0, LIL_IMAGE_PROGRAM, false, prepend_token_fits},
+    [LIL_ADD_POSITIONS] = {{LIL_F32}, {LIL_F32}, EMBEDDING_TENSORS, 0, LIL_ANY_PROGRAM, true, add_positions_fits},
+    [LIL_SELECT_ROW] = {{LIL_F32}, {LIL_F32}, {0}, 1, LIL_ANY_PROGRAM, true, select_row_fits},
+    [LIL_MEAN_ROWS] = {{LIL_F32}, {LIL_F32}, {0}, 0, LIL_ANY_PROGRAM, true, mean_rows_fits},
+    [LIL_EMBED_TOKENS] = {{LIL_U32}, {LIL_F32}, EMBEDDING_TENSORS, 0, LIL_SEQUENCE_PROGRAM, false, embed_tokens_fits},
+    [LIL_NORMALIZE_ROWS] = {{LIL_F32}, {LIL_F32}, {0}, 0, LIL_SEQUENCE_PROGRAM, false, normalize_rows_fits},
+    [LIL_SCALE_SHIFT] = {{LIL_F32}, {LIL_F32}, NORM_TENSORS, 0, LIL_SEQUENCE_PROGRAM, false, scale_shift_fits},
+    [LIL_NEIGHBORS] = {{LIL_F32}, {LIL_F32}, {0}, 0, LIL_SEQUENCE_PROGRAM, true, neighbors_fits},
+    [LIL_CONCAT] = {{LIL_F32, LIL_F32}, {LIL_F32}, {0}, 0, LIL_SEQUENCE_PROGRAM, false, concat_fits},
 };
 
 static bool tensor_suits(const lil_tensor *tensor, uint8_t slot) {
@@ -180,13 +221,18 @@ static lil_status check_slots(const lil_model *model, const lil_op *op, const li
 }
 
 lil_status lil_check_ops(lil_model *model) {
+    const uint8_t other = model->max_tokens > 0 ? LIL_IMAGE_PROGRAM : LIL_SEQUENCE_PROGRAM;
+    model->num_token_ids = UINT32_MAX;
     for (uint32_t i = 0; i < model->num_ops; i++) {
         const lil_op op = lil_op_at(model->ops, i);
-        if (op.kind < LIL_NORMALIZE || op.kind >= LIL_NUM_KINDS) {
+        if (op.kind < LIL_NORMALIZE || op.kind >= LIL_NUM_KINDS || lil_rules[op.kind].program == other) {
             return lil_refuse(model, LIL_BAD_OP_KIND, i);
         }
-        lil_operands o = {.a = op.a};
+        lil_operands o = {.a = op.a, .max_tokens = model->max_tokens};
         lil_status status = check_slots(model, &op, &lil_rules[op.kind], &o);
+        if (status == LIL_OK && lil_rules[op.kind].whole && model->max_tokens > 0 && o.in[0].rows != 0) {
+            status = LIL_BAD_OP_SHAPE;
+        }
         if (status == LIL_OK) {
             status = lil_rules[op.kind].fits(&o);
         }
@@ -194,7 +240,10 @@ lil_status lil_check_ops(lil_model *model) {
             return lil_refuse(model, status, i);
         }
         if (op.kind == LIL_ATTENTION && o.out[1].cols > model->scratch_bytes) {
-            model->scratch_bytes = o.out[1].cols; /* a multiple of LIL_ALIGNMENT, by its rule */
+            model->scratch_bytes = o.out[1].cols; /* a multiple of LIL_ALIGNMENT (of a sequence program: of 4) */
+        }
+        if (op.kind == LIL_EMBED_TOKENS && o.tensor[0].rows < model->num_token_ids) {
+            model->num_token_ids = o.tensor[0].rows;
         }
     }
     return LIL_OK;

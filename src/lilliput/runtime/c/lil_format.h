@@ -12,14 +12,17 @@
 #error "the records are little-endian and are copied as they are: this target would need byte swaps"
 #endif
 
-#define LIL_VERSION 1u
+#define LIL_VERSION 2u /* the newest; 1 holds image programs, 2 sequence programs */
 #define LIL_FILE_ALIGNMENT 64u
 #define LIL_MAX_DIMENSION (1u << 24) /* rows, cols */
 #define LIL_MAX_DEPTH 65536u         /* K of an integer product: 65536 * 127 * 127 < 2^31 */
 #define LIL_MAX_BYTES 0x7FFFFFFFu    /* a buffer's, a tensor's, the arena's */
 #define LIL_MAX_BLOCK_CODES (1u << 26) /* of all tensors in `blocks`, with what they leave out */
 #define LIL_MAX_RECORDS 65535u
-#define LIL_NUM_SECTIONS 6u
+#define LIL_MAX_TOKENS 65536u /* of a sequence */
+#define LIL_NUM_SECTIONS 7u   /* of version 2; version 1 has one less */
+#define LIL_TOKENS_STEP 16u   /* an arena holds a multiple of so many tokens */
+#define LIL_TOKEN_ALIGNMENT 4u /* of bytes a token */
 #define LIL_NUM_INPUTS 3
 #define LIL_NUM_OUTPUTS 2
 #define LIL_NUM_TENSORS 3
@@ -27,7 +30,7 @@
 
 static const uint8_t lil_magic[8] = {0x89, 0x4C, 0x49, 0x4C, 0x0D, 0x0A, 0x1A, 0x0A};
 
-enum { LIL_U8 = 1, LIL_I8 = 2, LIL_F32 = 3 };                                /* buffer dtypes */
+enum { LIL_U8 = 1, LIL_I8, LIL_F32, LIL_U32 }; /* buffer dtypes */
 enum { LIL_FORMAT_F32 = 1, LIL_BF16, LIL_INT8, LIL_INT4, LIL_POT4, LIL_INT6, LIL_NUM_FORMATS }; /* tensor formats */
 enum { LIL_ROWS = 0, LIL_TILES = 1, LIL_BLOCKS = 2, LIL_NUM_LAYOUTS };                        /* tensor layouts */
 
@@ -37,7 +40,8 @@ enum {
     LIL_SECTION_OPS,
     LIL_SECTION_CONSTANTS,
     LIL_SECTION_METADATA,
-    LIL_SECTION_GOLDEN
+    LIL_SECTION_GOLDEN,
+    LIL_SECTION_VOCABULARY
 };
 
 enum {
@@ -52,6 +56,11 @@ enum {
     LIL_ADD_POSITIONS,
     LIL_SELECT_ROW,
     LIL_MEAN_ROWS,
+    LIL_EMBED_TOKENS,
+    LIL_NORMALIZE_ROWS,
+    LIL_SCALE_SHIFT,
+    LIL_NEIGHBORS,
+    LIL_CONCAT,
     LIL_NUM_KINDS
 };
 
@@ -64,7 +73,7 @@ typedef struct lil_header {
     uint32_t input;
     uint32_t output;
     uint32_t num_sections;
-    uint32_t reserved;
+    uint32_t max_tokens; /* 0 in version 1 */
 } lil_header;
 static_assert(sizeof(lil_header) == 48, "the file's header");
 
@@ -78,10 +87,10 @@ static_assert(sizeof(lil_section) == 24, "the file's section entry");
 
 typedef struct lil_buffer {
     uint32_t dtype;
-    uint32_t rows;
+    uint32_t rows; /* of a sequence program: 0, a row a token, or 1 */
     uint32_t cols;
     uint32_t reserved;
-    uint64_t offset; /* in the arena */
+    uint64_t offset; /* in the arena; of a sequence program: bytes a token */
 } lil_buffer;
 static_assert(sizeof(lil_buffer) == 24, "the file's buffer record");
 
@@ -151,6 +160,11 @@ static inline float lil_f32_at(const uint8_t *bytes, size_t i) {
 
 static inline float lil_bf16_at(const uint8_t *bytes, size_t i) {
     return lil_float_from_bits((uint32_t)lil_u16_at(bytes, i) << 16);
+}
+
+/* Bytes of an element of a buffer. */
+static inline uint32_t lil_element_bytes(uint32_t dtype) {
+    return dtype == LIL_F32 || dtype == LIL_U32 ? 4 : 1;
 }
 
 /* Bits of a code format (LIL_INT8 and above). */

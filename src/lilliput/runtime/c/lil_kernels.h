@@ -5,6 +5,8 @@
  * - shapes, dtypes, formats, layouts and attributes are those of the kind (docs/format.md, "Ops"), sizes fit size_t;
  * - no output overlaps an input, the other output or the file: `restrict` is true between them;
  * - outputs that are not the caller's lie at multiples of LIL_ALIGNMENT, the caller's at a multiple of 4.
+ * - what looks at an example's rows together (attention, add_positions, select_row, mean_rows, neighbors) gets the rows of
+ *   one example; all others may get those of several sequences, one behind the other.
  * NaN and infinity may come in: no kernel converts a float to an integer before it has clamped it. */
 #ifndef LIL_KERNELS_H
 #define LIL_KERNELS_H
@@ -83,7 +85,14 @@ void lil_op_linear_add(const lil_call *call, const lil_part *part);
 
 /* What happens to a product's scaled sums: the activations of linear, by their numbers in the file, and linear_add's
  * residual. */
-typedef enum finish { FINISH_NONE = 0, FINISH_RELU, FINISH_GELU, FINISH_ADD } finish;
+typedef enum finish {
+    FINISH_NONE = 0,
+    FINISH_RELU,
+    FINISH_GELU,
+    FINISH_GELU_TANH,
+    FINISH_TANH,
+    FINISH_ADD
+} finish;
 
 /* f32 [R, D], gamma bf16 [1, D], beta bf16 [1, D] -> f32 [R, D]; a: eps (f32 bits, > 0). */
 void lil_op_layer_norm(const lil_call *call, const lil_part *part);
@@ -104,6 +113,21 @@ void lil_op_select_row(const lil_call *call, const lil_part *part);
 
 /* f32 [T, D] -> f32 [1, D]. */
 void lil_op_mean_rows(const lil_call *call, const lil_part *part);
+
+/* u32 [T, 1], codes [V, D] in rows, scale bf16 [1, V] -> f32 [T, D]. The ids are below V: lil_run_sequences has looked. */
+void lil_op_embed_tokens(const lil_call *call, const lil_part *part);
+
+/* f32 [R, D] -> f32 [R, D], each row divided by its length, at least 1e-12. */
+void lil_op_normalize_rows(const lil_call *call, const lil_part *part);
+
+/* f32 [R, D], gamma bf16 [1, D], beta bf16 [1, D] -> f32 [R, D]: x * gamma + beta. */
+void lil_op_scale_shift(const lil_call *call, const lil_part *part);
+
+/* f32 [T, D] -> f32 [T, 3 * D]: the token after, itself, the one before; outside is +0. */
+void lil_op_neighbors(const lil_call *call, const lil_part *part);
+
+/* f32 [R, A], f32 [R, B] -> f32 [R, A + B]. */
+void lil_op_concat(const lil_call *call, const lil_part *part);
 
 /* The parts of codes in the layout `blocks`, stored one block row (16 outputs) after another. */
 typedef struct lil_blocks {
@@ -165,6 +189,13 @@ typedef struct lil_attention_scratch {
     uint64_t probabilities; /* int8 [16 * P16(T)] levels 0..127 */
     uint64_t bytes;         /* in all */
 } lil_attention_scratch;
+
+/* Bytes of scratch for each token of a multiple of 16, in a sequence program: never less than the layout's, whose
+ * queries it counts a token. */
+static inline uint64_t lil_attention_token_bytes(uint32_t head_dim) {
+    const uint64_t width = ((uint64_t)head_dim + 15) / 16 * 16;
+    return 3 * width + 92;
+}
 
 /* Lay out the scratch of `num_tokens` tokens and heads of `head_dim`. False where a size does not fit 64 bits. */
 bool lil_attention_layout(uint64_t num_tokens, uint64_t head_dim, lil_attention_scratch *scratch);

@@ -49,13 +49,27 @@ static inline float lil_exp2(float x) {
     return p * lil_float_from_bits((uint32_t)((int32_t)n + 127) << 23);
 }
 
-/* x * Phi(x); absolute error at most 2e-6. */
-static inline float lil_gelu(float x) {
-    const float u = lil_clamp(fabsf(x) * LIL_GELU_INV_STEP, 0.0f, 31.999998f);
+/* The piecewise cubic h(|x|). */
+static inline float lil_piecewise(const lil_cubics *p, float x) {
+    const float u = lil_clamp(fabsf(x) * p->inverse_step, 0.0f, 31.999998f);
     const int32_t k = (int32_t)u;
     const float t = u - (float)k;
-    const float h = ((LIL_GELU_C3[k] * t + LIL_GELU_C2[k]) * t + LIL_GELU_C1[k]) * t + LIL_GELU_C0[k];
-    return lil_relu(x) - h;
+    return ((p->c3[k] * t + p->c2[k]) * t + p->c1[k]) * t + p->c0[k];
+}
+
+/* x * Phi(x), and its form with tanh; absolute error at most 2e-6. */
+static inline float lil_gelu(float x) {
+    return lil_relu(x) - lil_piecewise(&LIL_GELU, x);
+}
+
+static inline float lil_gelu_tanh(float x) {
+    return lil_relu(x) - lil_piecewise(&LIL_GELU_TANH, x);
+}
+
+/* Absolute error at most 1e-5. */
+static inline float lil_tanh(float x) {
+    const float y = 1.0f - lil_piecewise(&LIL_TANH, x);
+    return (x >= 0.0f ? y : 0.0f) - (x <= 0.0f ? y : 0.0f);
 }
 
 /* The fixed tree that ends every sum. */

@@ -7,38 +7,55 @@
 #include "lil_format.h"
 #include "lil_isa.h"
 
-typedef lil_section section_table[LIL_NUM_SECTIONS];
+typedef struct section_table {
+    uint32_t count; /* of sections in this version */
+    uint64_t end;   /* of the table in the file */
+    lil_section at[LIL_NUM_SECTIONS];
+} section_table;
 
-enum { FIRST_SECTION = sizeof(lil_header) + sizeof(section_table) };
+/* An empty table for `version`. */
+static section_table table_of(uint32_t version) {
+    const uint32_t count = version == 1 ? LIL_NUM_SECTIONS - 1 : LIL_NUM_SECTIONS;
+    return (section_table){.count = count, .end = sizeof(lil_header) + count * sizeof(lil_section)};
+}
 
-static lil_status check_header(lil_model *model, lil_header *header, lil_cpu *cpu) {
+static lil_status check_header(lil_model *model, lil_header *header, section_table *sections, lil_cpu *cpu) {
     const size_t size = model->file_bytes;
     if (memcmp(model->file, lil_magic, size < sizeof lil_magic ? size : sizeof lil_magic) != 0) {
         return LIL_FOREIGN;
     }
-    if (size < FIRST_SECTION) {
+    *sections = table_of(1);
+    if (size < sections->end) {
         return LIL_TRUNCATED;
     }
     memcpy(header, model->file, sizeof *header);
-    if (header->version != LIL_VERSION) {
+    if (header->version < 1 || header->version > LIL_VERSION) {
         return LIL_BAD_VERSION;
     }
+    *sections = table_of(header->version);
     if (header->file_bytes != size) {
         return header->file_bytes > size ? LIL_TRUNCATED : LIL_TRAILING;
+    }
+    if (size < sections->end) {
+        return LIL_TRUNCATED;
     }
     *cpu = lil_detect();
     if (header->checksum != lil_crc32(model->file + 16, size - 16, cpu)) {
         return LIL_BAD_CHECKSUM;
     }
-    return header->num_sections == LIL_NUM_SECTIONS && header->reserved == 0 ? LIL_OK : LIL_BAD_HEADER;
+    model->max_tokens = header->max_tokens;
+    const bool is_sequence = header->version > 1;
+    const bool fits = is_sequence ? header->max_tokens >= 1 && header->max_tokens <= LIL_MAX_TOKENS
+                                  : header->max_tokens == 0;
+    return header->num_sections == sections->count && fits ? LIL_OK : LIL_BAD_HEADER;
 }
 
 /* Places: in order, each at the first multiple of 64 after the one before, the last one to the end of the file. */
-static lil_status check_sections(lil_model *model, section_table sections) {
-    uint64_t end = FIRST_SECTION;
-    memcpy(sections, model->file + sizeof(lil_header), sizeof(section_table));
-    for (uint32_t i = 0; i < LIL_NUM_SECTIONS; i++) {
-        const lil_section *section = &sections[i];
+static lil_status check_sections(lil_model *model, section_table *sections) {
+    uint64_t end = sections->end;
+    memcpy(sections->at, model->file + sizeof(lil_header), sections->count * sizeof(lil_section));
+    for (uint32_t i = 0; i < sections->count; i++) {
+        const lil_section *section = &sections->at[i];
         const uint32_t kind = i + 1;
         uint64_t start;
         if (section->kind != kind || !lil_align(end, LIL_FILE_ALIGNMENT, &start) || section->offset != start ||
@@ -50,11 +67,11 @@ static lil_status check_sections(lil_model *model, section_table sections) {
         }
         end = start + section->bytes; /* inside the file: no overflow */
     }
-    return end == model->file_bytes ? LIL_OK : lil_refuse(model, LIL_BAD_SECTION, LIL_SECTION_GOLDEN);
+    return end == model->file_bytes ? LIL_OK : lil_refuse(model, LIL_BAD_SECTION, sections->count);
 }
 
 /* Counts, and the sizes of the sections that hold records. */
-static lil_status check_counts(lil_model *model, const section_table sections) {
+static lil_status check_counts(lil_model *model, const lil_section sections[LIL_NUM_SECTIONS]) {
     static const uint64_t record_bytes[3] = {sizeof(lil_buffer), sizeof(lil_tensor), sizeof(lil_op)};
     for (uint32_t i = 0; i < 3; i++) {
         const uint32_t count = sections[i].count;
@@ -85,13 +102,39 @@ static bool dimensions_fit(uint32_t rows, uint32_t cols) {
     return rows >= 1 && rows <= LIL_MAX_DIMENSION && cols >= 1 && cols <= LIL_MAX_DIMENSION;
 }
 
-/* Bytes of a buffer; false where dtype, shape or size are not allowed. */
-static bool buffer_bytes(const lil_buffer *buffer, uint64_t *bytes) {
-    if (buffer->dtype < LIL_U8 || buffer->dtype > LIL_F32 || !dimensions_fit(buffer->rows, buffer->cols)) {
+/* Bytes of a buffer (of a sequence program: a token); false where dtype, shape, size or offset are not allowed. */
+static bool buffer_bytes(const lil_model *model, const lil_buffer *buffer, uint64_t *bytes) {
+    const bool is_sequence = model->max_tokens > 0;
+    const uint32_t rows = is_sequence && buffer->rows == 0 ? 1 : buffer->rows;
+    const uint32_t alignment = is_sequence ? LIL_TOKEN_ALIGNMENT : LIL_ALIGNMENT;
+    if (buffer->dtype < LIL_U8 || buffer->dtype > (is_sequence ? LIL_U32 : LIL_F32) || (is_sequence && rows > 1) ||
+        !dimensions_fit(rows, buffer->cols)) {
         return false;
     }
-    return lil_mul(buffer->rows, buffer->cols, bytes) && lil_mul(*bytes, buffer->dtype == LIL_F32 ? 4 : 1, bytes) &&
-           *bytes <= LIL_MAX_BYTES;
+    return lil_mul(rows, buffer->cols, bytes) && lil_mul(*bytes, lil_element_bytes(buffer->dtype), bytes) &&
+           *bytes <= LIL_MAX_BYTES && (!is_sequence || *bytes % alignment == 0) && buffer->offset % alignment == 0;
+}
+
+/* Whether the input and the output are what they must be; true for every other buffer. */
+static bool side_fits(const lil_model *model, uint32_t index, const lil_buffer *buffer) {
+    bool fits = true;
+    if (index == model->input) {
+        fits &= buffer->offset == 0 && (model->max_tokens > 0 ? buffer->dtype == LIL_U32 && buffer->rows == 0
+                                                              : buffer->dtype == LIL_U8);
+    }
+    if (index == model->output) {
+        fits &= buffer->offset == 0 && buffer->dtype == LIL_F32 && buffer->rows == 1;
+    }
+    return fits;
+}
+
+/* The arena's bytes for `num_tokens` tokens (of an image program: at all); false where that is too large. */
+static bool arena_fits(const lil_model *model, uint64_t arena, uint64_t num_tokens) {
+    uint64_t tokens, bytes;
+    if (model->max_tokens == 0) {
+        return arena <= LIL_MAX_BYTES;
+    }
+    return lil_align(num_tokens, LIL_TOKENS_STEP, &tokens) && lil_mul(arena, tokens, &bytes) && bytes <= LIL_MAX_BYTES;
 }
 
 static lil_status check_buffers(lil_model *model, const lil_header *header) {
@@ -104,19 +147,18 @@ static lil_status check_buffers(lil_model *model, const lil_header *header) {
     for (uint32_t i = 0; i < model->num_buffers; i++) {
         const lil_buffer buffer = lil_buffer_at(model->buffers, i);
         uint64_t bytes, end;
-        if (!buffer_bytes(&buffer, &bytes) || buffer.reserved != 0 || buffer.offset % LIL_ALIGNMENT != 0 ||
-            !lil_add(buffer.offset, bytes, &end)) {
-            return lil_refuse(model, LIL_BAD_BUFFER, i);
-        }
-        if ((i == model->input && (buffer.dtype != LIL_U8 || buffer.offset != 0)) ||
-            (i == model->output && (buffer.dtype != LIL_F32 || buffer.rows != 1 || buffer.offset != 0))) {
+        if (!buffer_bytes(model, &buffer, &bytes) || buffer.reserved != 0 || !lil_add(buffer.offset, bytes, &end) ||
+            !side_fits(model, i, &buffer)) {
             return lil_refuse(model, LIL_BAD_BUFFER, i);
         }
         if (i != model->input && i != model->output && end > arena) {
             arena = end;
         }
     }
-    if (!lil_align(arena, LIL_ALIGNMENT, &arena) || arena != header->arena_bytes || arena > LIL_MAX_BYTES) {
+    if (model->max_tokens == 0 && !lil_align(arena, LIL_ALIGNMENT, &arena)) {
+        return LIL_BAD_ARENA;
+    }
+    if (arena != header->arena_bytes || !arena_fits(model, arena, model->max_tokens)) {
         return LIL_BAD_ARENA;
     }
     const lil_buffer input = lil_buffer_at(model->buffers, model->input);
@@ -127,19 +169,63 @@ static lil_status check_buffers(lil_model *model, const lil_header *header) {
     return LIL_OK;
 }
 
+/* Bytes of the golden inputs; false where they are not in the section. */
+static bool golden_input_bytes(const lil_model *model, const lil_section *golden, uint64_t *bytes) {
+    if (model->max_tokens == 0) {
+        return lil_mul(golden->count, lil_input_bytes(model), bytes);
+    }
+    uint64_t words = golden->count;
+    if (words > golden->bytes / 4) {
+        return false;
+    }
+    for (uint32_t i = 0; i < golden->count; i++) {
+        const uint32_t length = lil_u32_at(model->file + golden->offset, i);
+        if (length < 1 || length > model->max_tokens || !lil_add(words, length, &words)) {
+            return false;
+        }
+    }
+    return lil_mul(words, 4, bytes);
+}
+
 static lil_status check_golden(lil_model *model, const lil_section *golden) {
     uint64_t inputs, outputs, start, end;
-    if (!lil_mul(golden->count, lil_input_bytes(model), &inputs) ||
-        !lil_mul(golden->count, lil_output_bytes(model), &outputs) || !lil_align(inputs, LIL_FILE_ALIGNMENT, &start) ||
-        !lil_add(start, outputs, &end) || end != golden->bytes) {
+    if (!golden_input_bytes(model, golden, &inputs) || !lil_mul(golden->count, lil_output_bytes(model), &outputs) ||
+        !lil_align(inputs, LIL_FILE_ALIGNMENT, &start) || !lil_add(start, outputs, &end) || end != golden->bytes) {
         return lil_refuse(model, LIL_BAD_SECTION, LIL_SECTION_GOLDEN);
     }
     model->golden_inputs = model->file + golden->offset;
+    model->golden_input_bytes = (size_t)inputs;
     model->golden_outputs = model->golden_inputs + start;
     if (!lil_all_zero(model->golden_inputs + inputs, start - inputs)) {
         return lil_refuse(model, LIL_BAD_GAP, LIL_SECTION_GOLDEN);
     }
     return LIL_OK;
+}
+
+/* The words of the vocabulary section before the tokens' bytes: number of merges, merges, ends. */
+static lil_status check_vocabulary(lil_model *model, const lil_section *section) {
+    const uint8_t *bytes = model->file + section->offset;
+    model->vocabulary = bytes;
+    model->vocabulary_bytes = (size_t)section->bytes;
+    model->vocabulary_tokens = section->count;
+    if (section->count == 0) {
+        return section->bytes == 0 ? LIL_OK : LIL_BAD_VOCABULARY;
+    }
+    const uint64_t merges = section->bytes < 4 ? 0 : lil_u32_at(bytes, 0);
+    const uint64_t words = 1 + 2 * merges + section->count; /* < 2^35 */
+    if (section->bytes / 4 < words) {
+        return LIL_BAD_VOCABULARY;
+    }
+    bool good = true;
+    for (uint64_t i = 0; i < 2 * merges; i++) {
+        good &= lil_u32_at(bytes, (size_t)(1 + i)) < section->count;
+    }
+    uint32_t end = 0;
+    for (uint64_t i = 1 + 2 * merges; i < words; i++) {
+        good &= lil_u32_at(bytes, (size_t)i) >= end;
+        end = lil_u32_at(bytes, (size_t)i);
+    }
+    return good && 4 * words + end == section->bytes ? LIL_OK : LIL_BAD_VOCABULARY;
 }
 
 lil_status lil_open(lil_model *model, const void *file, size_t file_bytes) {
@@ -153,21 +239,24 @@ lil_status lil_open(lil_model *model, const void *file, size_t file_bytes) {
     lil_header header;
     section_table sections;
     lil_cpu cpu;
-    lil_status status = check_header(model, &header, &cpu);
+    lil_status status = check_header(model, &header, &sections, &cpu);
     if (status == LIL_OK) {
-        status = check_sections(model, sections);
+        status = check_sections(model, &sections);
     }
     if (status == LIL_OK) {
-        status = check_counts(model, sections);
+        status = check_counts(model, sections.at);
     }
     if (status == LIL_OK) {
         status = check_buffers(model, &header);
     }
     if (status == LIL_OK) {
-        status = lil_check_tensors(model, sections[LIL_SECTION_CONSTANTS - 1].bytes);
+        status = lil_check_tensors(model, sections.at[LIL_SECTION_CONSTANTS - 1].bytes);
     }
     if (status == LIL_OK) {
-        status = check_golden(model, &sections[LIL_SECTION_GOLDEN - 1]);
+        status = check_golden(model, &sections.at[LIL_SECTION_GOLDEN - 1]);
+    }
+    if (status == LIL_OK) {
+        status = check_vocabulary(model, &sections.at[LIL_SECTION_VOCABULARY - 1]);
     }
     if (status == LIL_OK) {
         status = lil_check_ops(model);

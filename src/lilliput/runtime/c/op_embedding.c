@@ -1,4 +1,4 @@
-/* prepend_token and add_positions: learned or fixed rows, stored as codes in the `rows` layout. */
+/* prepend_token, add_positions and embed_tokens: learned or fixed rows, stored as codes in the `rows` layout. */
 #include "lil_kernels.h"
 
 static size_t row_bytes(const lil_constant *codes) {
@@ -37,6 +37,20 @@ void lil_op_add_positions(const lil_call *call, const lil_part *part) {
         const float scale = lil_bf16_at(call->tensor[1].data, r);
         for (size_t c = 0; c < cols; c++) {
             y[r * cols + c] = x[r * cols + c] + level_at(row, codes->format, c) * scale;
+        }
+    }
+}
+
+void lil_op_embed_tokens(const lil_call *call, const lil_part *part) {
+    const lil_constant *codes = &call->tensor[0];
+    const size_t cols = codes->cols, stride = row_bytes(codes);
+    const uint32_t *ids = call->in[0].data;
+    float *y = (float *)call->out[0].data + part->begin * cols;
+    for (size_t r = part->begin; r < part->end; r++, y += cols) {
+        const uint8_t *row = codes->data + ids[r] * stride;
+        const float scale = lil_bf16_at(call->tensor[1].data, ids[r]);
+        for (size_t c = 0; c < cols; c++) {
+            y[c] = level_at(row, codes->format, c) * scale;
         }
     }
 }

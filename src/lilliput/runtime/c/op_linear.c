@@ -87,6 +87,8 @@ static void finish_row(const lil_call *call, finish how, const int32_t acc[TILE_
         case FINISH_NONE: y[n0 + n] = value; break;
         case FINISH_RELU: y[n0 + n] = lil_relu(value); break;
         case FINISH_GELU: y[n0 + n] = lil_gelu(value); break;
+        case FINISH_GELU_TANH: y[n0 + n] = lil_gelu_tanh(value); break;
+        case FINISH_TANH: y[n0 + n] = lil_tanh(value); break;
         case FINISH_ADD: y[n0 + n] = value + residual[n0 + n]; break;
         }
     }

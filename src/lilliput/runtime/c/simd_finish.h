@@ -40,6 +40,10 @@ LIL_INLINE void finish_rows(const finish_target *t, finish how, bool full, const
             value = lanes_relu(value);
         } else if (how == FINISH_GELU) {
             value = lanes_gelu(value);
+        } else if (how == FINISH_GELU_TANH) {
+            value = lanes_gelu_tanh(value);
+        } else if (how == FINISH_TANH) {
+            value = lanes_tanh(value);
         } else if (how == FINISH_ADD) {
             value = lanes_add(value, full ? lanes_load(residual) : lanes_load_part(residual, count));
             residual += t->outputs;
@@ -60,6 +64,8 @@ static void finish_tile(const finish_target *t, finish how, const int32_t *sums,
         case FINISH_NONE: finish_rows(t, FINISH_NONE, false, sums, r0, rows, n0, count); break;
         case FINISH_RELU: finish_rows(t, FINISH_RELU, false, sums, r0, rows, n0, count); break;
         case FINISH_GELU: finish_rows(t, FINISH_GELU, false, sums, r0, rows, n0, count); break;
+        case FINISH_GELU_TANH: finish_rows(t, FINISH_GELU_TANH, false, sums, r0, rows, n0, count); break;
+        case FINISH_TANH: finish_rows(t, FINISH_TANH, false, sums, r0, rows, n0, count); break;
         case FINISH_ADD: finish_rows(t, FINISH_ADD, false, sums, r0, rows, n0, count); break;
         }
         return;
@@ -68,6 +74,8 @@ static void finish_tile(const finish_target *t, finish how, const int32_t *sums,
     case FINISH_NONE: finish_rows(t, FINISH_NONE, true, sums, r0, rows, n0, 16); break;
     case FINISH_RELU: finish_rows(t, FINISH_RELU, true, sums, r0, rows, n0, 16); break;
     case FINISH_GELU: finish_rows(t, FINISH_GELU, true, sums, r0, rows, n0, 16); break;
+    case FINISH_GELU_TANH: finish_rows(t, FINISH_GELU_TANH, true, sums, r0, rows, n0, 16); break;
+    case FINISH_TANH: finish_rows(t, FINISH_TANH, true, sums, r0, rows, n0, 16); break;
     case FINISH_ADD: finish_rows(t, FINISH_ADD, true, sums, r0, rows, n0, 16); break;
     }
 }

@@ -1,4 +1,4 @@
-/* exp2, relu and gelu on sixteen lanes. Internal; each equals its scalar twin of lil_math.h bit for bit. */
+/* exp2 and the activations on sixteen lanes. Internal; each equals its scalar twin of lil_math.h bit for bit. */
 #ifndef LIL_SIMD_MATH_H
 #define LIL_SIMD_MATH_H
 
@@ -37,20 +37,32 @@ LIL_INLINE lanes lanes_relu(lanes x) {
     return lanes_max(x, lanes_zero());
 }
 
-LIL_INLINE lanes lanes_gelu(lanes x) {
-    const lanes scaled = lanes_mul(lanes_abs(x), lanes_set(LIL_GELU_INV_STEP));
+LIL_INLINE lanes lanes_piecewise(const lil_cubics *p, lanes x) {
+    const lanes scaled = lanes_mul(lanes_abs(x), lanes_set(p->inverse_step));
     const lanes u = lanes_min(lanes_max(scaled, lanes_zero()), lanes_set(31.999998f));
     const lanes_i32 k = lanes_truncate(u);
     const lanes t = lanes_sub(u, lanes_from_i32(k));
 #ifdef LIL_LOOK_UP_FOURS /* four values that lie together are faster to find than four times one */
     lanes c[4];
-    lanes_look_up_fours(LIL_GELU_C, k, c);
+    lanes_look_up_fours(p->c, k, c);
 #else
-    const lanes c[4] = {lanes_look_up(LIL_GELU_C3, k), lanes_look_up(LIL_GELU_C2, k), lanes_look_up(LIL_GELU_C1, k),
-                        lanes_look_up(LIL_GELU_C0, k)};
+    const lanes c[4] = {lanes_look_up(p->c3, k), lanes_look_up(p->c2, k), lanes_look_up(p->c1, k),
+                        lanes_look_up(p->c0, k)};
 #endif
-    const lanes h = lanes_add(lanes_mul(lanes_add(lanes_mul(lanes_add(lanes_mul(c[0], t), c[1]), t), c[2]), t), c[3]);
-    return lanes_sub(lanes_relu(x), h);
+    return lanes_add(lanes_mul(lanes_add(lanes_mul(lanes_add(lanes_mul(c[0], t), c[1]), t), c[2]), t), c[3]);
+}
+
+LIL_INLINE lanes lanes_gelu(lanes x) {
+    return lanes_sub(lanes_relu(x), lanes_piecewise(&LIL_GELU, x));
+}
+
+LIL_INLINE lanes lanes_gelu_tanh(lanes x) {
+    return lanes_sub(lanes_relu(x), lanes_piecewise(&LIL_GELU_TANH, x));
+}
+
+LIL_INLINE lanes lanes_tanh(lanes x) {
+    const lanes y = lanes_sub(lanes_set(1.0f), lanes_piecewise(&LIL_TANH, x));
+    return lanes_sub(lanes_where_ge(x, lanes_zero(), y), lanes_where_ge(lanes_zero(), x, y));
 }
 
 #endif
