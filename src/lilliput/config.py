@@ -91,6 +91,10 @@ class ModelSettings(Settings):
     pool: Literal["cls", "mean"] = "cls"
     positions: Literal["learned", "sinusoidal"] = "learned"
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0)
+    norm_eps: float = Field(default=1e-6, gt=0.0, le=1.0, description="LayerNorm's epsilon")
+    distillation: Literal["token", "head"] | None = Field(
+        default=None, description="DeiT: a distillation token behind the class token; 'head': and a head on it"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -101,10 +105,13 @@ class ModelSettings(Settings):
             )
         if self.layers is not None and not self.layers:
             raise ValueError("layers is empty; give at least one layer")
+        if self.distillation is not None and self.pool != "cls":
+            raise ValueError(f"distillation='{self.distillation}' needs pool='cls', got '{self.pool}'")
         if self.preset == "vit-413k":
             fixed = {"patch_size": 4, "embed_dim": 128, "depth": 3, "num_heads": 4, "mlp_dim": 256, "pool": "cls"}
             changed = [name for name in self.model_fields_set if name in fixed and getattr(self, name) != fixed[name]]
-            if changed or self.layers is not None or self.stem or self.positions != "learned":
+            others = (self.layers, self.stem or None, self.distillation)
+            if changed or others != (None, None, None) or self.positions != "learned":
                 raise ValueError(f"preset 'vit-413k' fixes the architecture ({fixed}); drop the preset to change it")
         return self
 

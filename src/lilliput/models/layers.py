@@ -1,10 +1,14 @@
-"""Building blocks of the vision Transformer. Axes: B batch, T tokens, D width, H heads, K inputs, N outputs.
+"""Building blocks of the Transformers. Axes: B batch, T tokens, D width, H heads, K inputs, N outputs.
 
 Every matrix product with weights is a `Linear` of this module (convolutions and patches are an unfold and a
 `Linear`), so one list of `Linear`s is what pruning, quantisation and lowering see.
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +19,14 @@ from lilliput.models.stack import WeightQuantizer, layer_of, quantize_rows, roun
 from lilliput.program import mathfn
 
 LOG2E = math.log2(math.e)
+
+Activation = Literal["gelu", "gelu_tanh", "relu"]
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu,  # the erf form
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "relu": F.relu,
+    "tanh": torch.tanh,  # of heads only
+}
 
 
 class Linear(nn.Linear):
@@ -59,23 +71,41 @@ class UnfoldLinear(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; heads may be fewer than `dim / head_dim` (pruned models)."""
+    """Multi-head self-attention; heads may be fewer than `dim / head_dim` (pruned models).
 
-    def __init__(self, dim: int, num_heads: int, head_dim: int) -> None:
+    Queries, keys and values come from one `Linear` (rows: q, then k, then v, heads inside). With `value_dim` the values
+    come from an input of their own, of that width: then `qk` and `v` are two `Linear`s (MobileBERT's bottlenecks).
+    """
+
+    def __init__(self, dim: int, num_heads: int, head_dim: int, value_dim: int | None = None) -> None:
         super().__init__()
         self.num_heads, self.head_dim = num_heads, head_dim
         self.logit_scale = head_dim**-0.5
-        self.qkv = Linear(dim, 3 * num_heads * head_dim)
+        self.separate_values = value_dim is not None
+        if value_dim is None:
+            self.qkv = Linear(dim, 3 * num_heads * head_dim)
+        else:
+            self.qk = Linear(dim, 2 * num_heads * head_dim)
+            self.v = Linear(value_dim, num_heads * head_dim)
         self.proj = Linear(num_heads * head_dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None, values: Tensor | None = None) -> Tensor:
+        """Attend [B, T, dim] -> [B, T, dim].
+
+        Args:
+            x: what queries and keys (and values, if they have no input of their own) are made from.
+            mask: bool [B, T], False for padding: such a token is nobody's key. Every row has a True.
+            values: [B, T, value_dim].
+        """
         batch, tokens, _ = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.num_heads, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, T, head_dim]
-        if layer_of(self.qkv, "weight", WeightQuantizer) is None:
-            context = F.scaled_dot_product_attention(q, k, v, scale=self.logit_scale)
+        qkv = torch.cat([self.qk(x), self.v(values)], dim=-1) if self.separate_values else self.qkv(x)
+        q, k, v = qkv.reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
+        keys = None if mask is None else mask[:, None, None, :]  # the same for all heads and queries
+        first = self.qk if self.separate_values else self.qkv
+        if layer_of(first, "weight", WeightQuantizer) is None:
+            context = F.scaled_dot_product_attention(q, k, v, attn_mask=keys, scale=self.logit_scale)
         else:
-            context = integer_attention(q, k, v, self.logit_scale)
+            context = integer_attention(q, k, v, self.logit_scale, keys)
         return self.proj(context.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.head_dim))
 
 
@@ -89,39 +119,76 @@ def exp2(x: Tensor) -> Tensor:
     return torch.ldexp(p, n)
 
 
-def integer_attention(q: Tensor, k: Tensor, v: Tensor, logit_scale: float) -> Tensor:
-    """The program's `attention` op on [B, H, T, head_dim]: both products on integer levels, one scale a token."""
+def integer_attention(q: Tensor, k: Tensor, v: Tensor, logit_scale: float, keys: Tensor | None = None) -> Tensor:
+    """The program's `attention` op on [B, H, T, head_dim]: both products on integer levels, one scale a token.
+
+    The program never sees padding, so a key that `keys` (bool, broadcast to [B, H, T, T]) masks has weight 0 and takes
+    part in no maximum.
+    """
     q_levels, q_scale = quantize_rows(q)
     k_levels, k_scale = quantize_rows(k)
     v_levels, v_scale = quantize_rows(v)
     logits = (q_levels @ k_levels.transpose(-1, -2)) * (q_scale * (logit_scale * LOG2E)) * k_scale.transpose(-1, -2)
+    if keys is not None:
+        logits = logits.masked_fill(~keys, -math.inf)
     exponentials = exp2(logits - logits.amax(dim=-1, keepdim=True).detach())
+    if keys is not None:
+        exponentials = exponentials.masked_fill(~keys, 0.0)  # `exp2` is never smaller than 2^-126
     weighted = exponentials * v_scale.transpose(-1, -2)
     levels, scale = quantize_rows(weighted)
     return (levels @ v_levels) * (scale / exponentials.sum(dim=-1, keepdim=True))
 
 
-class Mlp(nn.Module):
-    def __init__(self, dim: int, mlp_dim: int) -> None:
+class NoNorm(nn.Module):
+    """MobileBERT's replacement of LayerNorm: x * weight + bias (Sun et al. 2020, section 3.2)."""
+
+    def __init__(self, dim: int) -> None:
         super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight + self.bias
+
+
+@dataclass(frozen=True)
+class BlockStyle:
+    """What all blocks of a model share."""
+
+    activation: Activation = "gelu"
+    norm_eps: float = 1e-6
+    norm_first: bool = True
+    dropout: float = 0.0
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int, mlp_dim: int, activation: Activation = "gelu") -> None:
+        super().__init__()
+        self.activation = activation
         self.fc1 = Linear(dim, mlp_dim)
         self.fc2 = Linear(mlp_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
 
 
 class Block(nn.Module):
-    """A pre-norm Transformer block: x + Attention(LN(x)), then x + MLP(LN(x))."""
+    """A Transformer block: pre-norm, x + Attention(LN(x)), then x + MLP(LN(x)); or, with `norm_first=False`, post-norm,
+    LN(x + Attention(x)), then LN(x + MLP(x)) (Vaswani et al. 2017)."""
 
-    def __init__(self, dim: int, layer: LayerSettings, dropout: float) -> None:
+    def __init__(self, dim: int, layer: LayerSettings, style: BlockStyle) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.norm_first = style.norm_first
+        self.norm1 = nn.LayerNorm(dim, eps=style.norm_eps)
         self.attn = Attention(dim, layer.num_heads, layer.head_dim)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, layer.mlp_dim)
-        self.dropout = nn.Dropout(dropout)
+        self.norm2 = nn.LayerNorm(dim, eps=style.norm_eps)
+        self.mlp = Mlp(dim, layer.mlp_dim, style.activation)
+        self.dropout = nn.Dropout(style.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.dropout(self.attn(self.norm1(x)))
-        return x + self.dropout(self.mlp(self.norm2(x)))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, T, D] -> [B, T, D]; `mask` as in `Attention`."""
+        if self.norm_first:
+            x = x + self.dropout(self.attn(self.norm1(x), mask))
+            return x + self.dropout(self.mlp(self.norm2(x)))
+        x = self.norm1(x + self.dropout(self.attn(x, mask)))
+        return self.norm2(x + self.dropout(self.mlp(x)))

@@ -1,4 +1,5 @@
-"""The vision Transformer (Dosovitskiy et al. 2021), with an optional convolutional stem (hybrid) and mean pooling.
+"""The vision Transformer (Dosovitskiy et al. 2021), with an optional convolutional stem (hybrid), mean pooling, and
+DeiT's distillation token (Touvron et al. 2021).
 
 Its input is raw pixels, 0..255, [B, C, height, width]: normalisation is part of the model, hence part of the file.
 """
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from lilliput.config import ModelSettings
 from lilliput.errors import RecipeError
-from lilliput.models.layers import Block, Linear, UnfoldLinear
+from lilliput.models.layers import Block, BlockStyle, Linear, UnfoldLinear
 
 
 def sinusoidal_positions(tokens: int, dim: int) -> Tensor:
@@ -27,6 +28,9 @@ def sinusoidal_positions(tokens: int, dim: int) -> Tensor:
 class ViT(nn.Module):
     """Image classifier: stem -> patches -> class token and positions -> blocks -> norm -> pool -> head.
 
+    A distillation token is row 1, behind the class token; with `distillation="head"` it has a head of its own, and the
+    logits are the mean of both heads' (as in Hugging Face's DeiT with a teacher).
+
     Args:
         settings: the architecture as data; `settings.resolved_layers()` gives every block's sizes.
         image_shape: (height, width, channels).
@@ -38,6 +42,8 @@ class ViT(nn.Module):
 
     pixel_scale: Tensor
     pixel_shift: Tensor
+    labels: tuple[str, ...] = ()  # names of the classes, if the checkpoint that the model was read from gives them
+    ignored_tensors: tuple[str, ...] = ()  # of that checkpoint
 
     def __init__(self, settings: ModelSettings, image_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
@@ -58,15 +64,18 @@ class ViT(nn.Module):
                 f"{'feature map of the stem' if settings.stem else 'image'}; allowed: {allowed}"
             )
         self.patch_embed = UnfoldLinear(channels, dim, patch, patch, 0)
-        tokens = (height // patch) * (width // patch) + (settings.pool == "cls")
+        tokens = (height // patch) * (width // patch) + (settings.pool == "cls") + bool(settings.distillation)
         self.class_token = nn.Parameter(torch.zeros(1, dim)) if settings.pool == "cls" else None
+        self.distillation_token = nn.Parameter(torch.zeros(1, dim)) if settings.distillation else None
         if settings.positions == "learned":
             self.positions = nn.Parameter(torch.zeros(tokens, dim))
         else:
             self.register_buffer("positions", sinusoidal_positions(tokens, dim))
-        self.blocks = nn.ModuleList(Block(dim, layer, settings.dropout) for layer in settings.resolved_layers())
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        style = BlockStyle(norm_eps=settings.norm_eps, dropout=settings.dropout)
+        self.blocks = nn.ModuleList(Block(dim, layer, style) for layer in settings.resolved_layers())
+        self.norm = nn.LayerNorm(dim, eps=settings.norm_eps)
         self.head = Linear(dim, num_classes)
+        self.distillation_head = Linear(dim, num_classes) if settings.distillation == "head" else None
         self.dropout = nn.Dropout(settings.dropout)
         self._initialize()
 
@@ -78,12 +87,15 @@ class ViT(nn.Module):
         for projection in self.stem:
             assert isinstance(projection, UnfoldLinear)
             nn.init.kaiming_normal_(projection.proj.weight, nonlinearity="relu")
-        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        for head in (self.head, self.distillation_head):
+            if head is not None:
+                nn.init.trunc_normal_(head.weight, std=0.02)
         if isinstance(self.positions, nn.Parameter):
             # Of the size of a token: with BERT's 0.02 a short training spends its first epochs telling positions apart.
             nn.init.trunc_normal_(self.positions, std=0.5)
-        if self.class_token is not None:
-            nn.init.trunc_normal_(self.class_token, std=0.02)
+        for token in (self.class_token, self.distillation_token):
+            if token is not None:
+                nn.init.trunc_normal_(token, std=0.02)
 
     def set_normalization(self, mean: np.ndarray, std: np.ndarray) -> None:
         """Take the training set's statistics, in pixel units (0..255), one value a channel."""
@@ -98,14 +110,17 @@ class ViT(nn.Module):
             height, width = layer.output_size(x.shape[2]), layer.output_size(x.shape[3])
             x = torch.relu(layer(x)).transpose(1, 2).unflatten(2, (height, width))
         tokens: Tensor = self.patch_embed(x)
-        if self.class_token is not None:
-            tokens = torch.cat([self.class_token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
+        for token in (self.distillation_token, self.class_token):
+            if token is not None:
+                tokens = torch.cat([token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
         tokens = self.dropout(tokens + self.positions)
         for block in self.blocks:
             tokens = block(tokens)
         tokens = self.norm(tokens)
         pooled = tokens[:, 0] if self.class_token is not None else tokens.mean(dim=1)
         logits: Tensor = self.head(pooled)
+        if self.distillation_head is not None:
+            logits = (logits + self.distillation_head(tokens[:, 1])) / 2
         return logits
 
     def linears(self) -> dict[str, Linear]:
