@@ -51,6 +51,8 @@ def from_bytes(data: bytes, name: str) -> Program:
         sections = verified_sections(data, header["version"])
         program = _decode(data, header, sections)
         program.validate()
+        made, wanted = header["version"], program.version
+        _require(made == wanted, f"has format version {made}; a file of its ops has version {wanted}")
     except ArtifactError as error:
         raise ArtifactError(f"{name}: {error}") from None
     return program
@@ -80,7 +82,6 @@ def _header(data: bytes) -> dict[str, int]:
     if version == 1:
         _require(max_tokens == 0, f"header: the field at 44 is {max_tokens}; must be 0")
     else:
-        _require(max_tokens > 0, "header: max_tokens is 0; must be at least 1")
         check_max_tokens(max_tokens)
     count, wanted = header["sections"], len(SECTIONS[version])
     _require(count == wanted, f"header: number of sections is {count}; must be {wanted}")
@@ -108,6 +109,7 @@ def verified_sections(data: bytes, version: int) -> dict[str, Section]:
 
 def _decode(data: bytes, header: dict[str, int], sections: dict[str, Section]) -> Program:
     metadata = _metadata(data, sections)
+    version = header["version"]
     max_tokens = header["max_tokens"]
     buffers = _buffers(data, sections["buffers"], metadata.pop("buffers", None), max_tokens)
     check_side_buffers(buffers, header["input"], header["output"], max_tokens)
@@ -126,7 +128,7 @@ def _decode(data: bytes, header: dict[str, int], sections: dict[str, Section]) -
         golden_inputs=golden_inputs,
         golden_outputs=golden_outputs,
         max_tokens=max_tokens,
-        vocabulary=_vocabulary(data, sections["vocabulary"]) if max_tokens else Vocabulary(),
+        vocabulary=_vocabulary(data, sections["vocabulary"]) if version >= 2 else Vocabulary(),
     )
 
 

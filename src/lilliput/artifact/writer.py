@@ -41,9 +41,8 @@ def to_bytes(program: Program) -> bytes:
         (1, _metadata_text(program)),
         (len(program.golden_inputs), golden if len(program.golden_inputs) else b""),
     ]
-    version = 1
-    if program.max_tokens:
-        version = 2
+    version = program.version
+    if version >= 2:
         payloads.append((len(program.vocabulary.tokens), _vocabulary(program.vocabulary)))
     first = FIRST_SECTION[version]
     body, offsets = _concatenate([bytes(first), *(payload for _, payload in payloads)])

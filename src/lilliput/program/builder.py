@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from lilliput.errors import ArtifactError, FailureError
 from lilliput.program import reference
-from lilliput.program.ops import OPS, Operands, Shape, check_attributes, check_program_kind
+from lilliput.program.ops import OPS, PER_TOKEN, Operands, Shape, check_attributes, check_program_kind
 from lilliput.program.plan import ALIGNMENT, TOKEN_ALIGNMENT, lifetimes, plan_arena
-from lilliput.program.program import PER_TOKEN, Buffer, Examples, Op, Program, Tensor, Vocabulary
+from lilliput.program.program import Buffer, Examples, Op, Program, Tensor, Vocabulary
 
 
 class ProgramBuilder:

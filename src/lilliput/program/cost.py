@@ -57,7 +57,7 @@ def _macs(program: Program, op: Op, num_tokens: int) -> int:
     if op.kind in ("linear", "linear_add"):
         codes = program.tensors[op.tensors[0]]
         return rows * (count_stored(codes.values, codes.format) if codes.layout == "blocks" else codes.values.size)
-    if op.kind == "attention":
+    if op.kind in ("attention", "table_attention"):
         tokens = program.buffers[op.inputs[0]].rows or num_tokens
         return 2 * int(op.attributes["num_heads"]) * rows * tokens * int(op.attributes["head_dim"])
     return 0

@@ -245,6 +245,25 @@ def quantize_rows(x: Float) -> tuple[Int8, Float]:
         return np.where(alive, levels, np.int8(0)), np.where(alive, m / INT8_MAX, np.float32(0))
 
 
+STEPS = 32  # of table attention's weights, a factor of 2
+
+
+def _weights() -> NDArray[np.int8]:
+    table = np.rint(127.0 * np.exp2(-np.arange(256) / STEPS)).astype(np.int8)
+    table[255] = 0
+    return table
+
+
+WEIGHTS = _weights()  # of table attention: int8 [256]
+
+
+def quantize_all(x: Float) -> tuple[Int8, Float]:
+    """Symmetric int8 levels with one scale for the last two axes: [..., T, K] -> levels [..., T, K], scale [...]."""
+    shape = x.shape
+    levels, scale = quantize_rows(np.ascontiguousarray(x).reshape(*shape[:-2], shape[-2] * shape[-1]))
+    return levels.reshape(shape), scale[..., 0]
+
+
 def softmax(x: Float) -> Float:
     """Probabilities along the last axis, for people to read: exp(x - max) / sum, [..., n] -> [..., n], to 1e-6. No op:
     attention has its own (`exp2`)."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from lilliput.program.mathfn import (
     INT8_MAX,
     TINY,
+    WEIGHTS,
     Float,
     Int8,
     clamp,
@@ -23,6 +24,7 @@ from lilliput.program.mathfn import (
     lane_sum,
     max_from_first,
     max_from_zero,
+    quantize_all,
     quantize_rows,
     relu,
     tanh,
@@ -107,17 +109,29 @@ def layer_norm(inputs: Sequence[Array], tensors: Sequence[Array], attributes: At
     return ((d * r) * gamma + beta,)
 
 
+Attend = Callable[[Float, Float, Float, np.float32], Float]
+
+
 def attention(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
     """Full attention of the first `num_queries` tokens (0: of all), both products integer; columns are q, k, v blocks
     with the heads inside."""
+    return _each_head(inputs[0], attributes, _attend)
+
+
+def table_attention(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    """The same with weights from a table, and one scale for the values of a head."""
+    return _each_head(inputs[0], attributes, _attend_by_table)
+
+
+def _each_head(x: Array, attributes: Attributes, attend: Attend) -> tuple[Array, ...]:
     num_heads, head_dim = int(attributes["num_heads"]), int(attributes["head_dim"])
-    batch, tokens, _ = inputs[0].shape
+    batch, tokens, _ = x.shape
     queries = int(attributes["num_queries"]) or tokens
-    heads = inputs[0].reshape(batch, tokens, 3, num_heads, head_dim)
+    heads = x.reshape(batch, tokens, 3, num_heads, head_dim)
     out = np.empty((batch, queries, num_heads, head_dim), np.float32)
     for head in range(num_heads):
         q, k, v = (heads[:, :, block, head] for block in range(3))
-        out[:, :, head] = _attend(q[:, :queries], k, v, np.float32(attributes["logit_scale"]))
+        out[:, :, head] = attend(q[:, :queries], k, v, np.float32(attributes["logit_scale"]))
     return (out.reshape(batch, queries, num_heads * head_dim),)
 
 
@@ -138,6 +152,21 @@ def _attend(q: Float, k: Float, v: Float, logit_scale: np.float32) -> Float:
     f = (w / INT8_MAX) / z
     y = level_products(p, v_levels.swapaxes(1, 2)).astype(np.float32) * f
     return np.where(alive, y, np.float32(0))
+
+
+def _attend_by_table(q: Float, k: Float, v: Float, logit_scale: np.float32) -> Float:
+    """As `_attend`."""
+    (q_levels, q_scale), (k_levels, k_scale) = map(quantize_rows, (q, k))
+    v_levels, v_scale = quantize_all(v)
+    s = level_products(q_levels, k_levels).astype(np.float32)
+    s *= q_scale * logit_scale
+    s *= k_scale.swapaxes(1, 2)
+    m = np.fmax.reduce(s, axis=-1, initial=np.float32(-np.inf))[..., None]
+    x, most = m - s, np.float32(255)
+    p = WEIGHTS[np.rint(np.where(x <= most, x, most)).astype(np.intp)]
+    z = p.sum(axis=-1, dtype=np.int32, keepdims=True)
+    f = np.where(z > 0, v_scale[:, None, None] / np.maximum(z, 1).astype(np.float32), np.float32(0))
+    return level_products(p, v_levels.swapaxes(1, 2)).astype(np.float32) * f.astype(np.float32)
 
 
 def prepend_token(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:

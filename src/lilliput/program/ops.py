@@ -14,7 +14,8 @@ from lilliput.program.formats import round_up
 from lilliput.program.op_functions import Attributes, Function
 
 ACTIVATIONS: dict[str, int] = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "tanh": 4}
-MAX_IMAGE_ACTIVATION = 2
+MAX_ACTIVATION = {1: 2, 2: 4}  # by version
+PER_TOKEN = 0  # a buffer's `rows` in a sequence program: as many as there are tokens
 MAX_PRODUCT_LENGTH = 65536  # 127 * 127 * 65536 < 2^31: an int32 sum cannot overflow
 U32_MAX = 2**32 - 1
 
@@ -80,7 +81,7 @@ class OpSpec:
     """One row of the table. `shapes` gives the outputs' shapes or raises ArtifactError; `function` is the meaning.
 
     `only`: the one kind of program that may hold the op, where it is one. `whole`: it looks at an example's rows
-    together, so in a sequence program its input has a row a token.
+    together, so in a sequence program its input has a row a token. `since`: the first version that has it.
     """
 
     id: int
@@ -92,17 +93,25 @@ class OpSpec:
     function: Function
     only: Literal["image", "sequence"] | None = None
     whole: bool = False
-
-
-def attention_scratch_bytes_per_token(head_dim: int) -> int:
-    """Bytes of working memory that `attention` needs in a sequence program, for each token of a multiple of 16."""
-    return 3 * round_up(head_dim, 16) + 92
+    since: int = 1
 
 
 def attention_scratch_bytes(tokens: int, head_dim: int) -> int:
-    """Bytes of working memory that `attention` needs in an image program."""
+    """Bytes of working memory that `attention` needs in an image program; PER_TOKEN tokens: in a sequence program, for
+    each token of a multiple of 16."""
     padded_tokens, padded_dim = round_up(tokens, 16), round_up(head_dim, 16)
+    if not tokens:
+        return 3 * padded_dim + 92
     return 2 * padded_tokens * padded_dim + 16 * padded_dim + 92 * padded_tokens
+
+
+def table_attention_scratch_bytes(tokens: int, head_dim: int) -> int:
+    """The same of `table_attention`."""
+    padded_tokens, padded_dim = round_up(tokens, 16), round_up(head_dim, 16)
+    if not tokens:
+        return 3 * padded_dim + 132
+    parts = 2 * padded_tokens * padded_dim + 16 * padded_dim + 68 * padded_tokens + 16 * round_up(tokens, 64)
+    return round_up(parts, 64)
 
 
 def _expect(what: str, shape: Shape, rows: int, cols: int) -> None:
@@ -145,8 +154,6 @@ def _quantize_shapes(operands: Operands) -> tuple[Shape, ...]:
 def _linear_shapes(operands: Operands) -> tuple[Shape, ...]:
     x, x_scale = operands.inputs[:2]
     codes, scale, bias = operands.tensors
-    if not operands.max_tokens:
-        _at_most("activation", int(operands.attributes.get("activation", 0)), MAX_IMAGE_ACTIVATION)
     _at_most("codes' cols (K)", codes.cols, MAX_PRODUCT_LENGTH)
     _expect("input", x, x.rows, round_up(codes.cols, 8))
     _expect("input scale", x_scale, x.rows, 1)
@@ -168,17 +175,14 @@ def _layer_norm_shapes(operands: Operands) -> tuple[Shape, ...]:
     return shapes
 
 
-def _attention_shapes(operands: Operands) -> tuple[Shape, ...]:
+def _attention_shapes(operands: Operands, scratch_bytes: Callable[[int, int], int]) -> tuple[Shape, ...]:
     (x,) = operands.inputs
     num_heads, head_dim, num_queries = (operands.integer(name) for name in ("num_heads", "head_dim", "num_queries"))
     _expect("input", x, x.rows, 3 * num_heads * head_dim)
-    rows, cols = num_queries or x.rows, num_heads * head_dim
-    if operands.max_tokens:
-        _at_most("num_queries", num_queries, 1)
-        return (Shape(rows, cols), Shape(x.rows, attention_scratch_bytes_per_token(head_dim)))
     _at_most("number of tokens", x.rows, MAX_PRODUCT_LENGTH)
-    _at_most("num_queries", num_queries, x.rows - 1)
-    return (Shape(rows, cols), Shape(1, attention_scratch_bytes(x.rows, head_dim)))
+    _at_most("num_queries", num_queries, 1 if operands.max_tokens else x.rows - 1)
+    scratch = Shape(PER_TOKEN if operands.max_tokens else 1, scratch_bytes(x.rows, head_dim))
+    return (Shape(num_queries or x.rows, num_heads * head_dim), scratch)
 
 
 def _prepend_token_shapes(operands: Operands) -> tuple[Shape, ...]:
@@ -248,6 +252,12 @@ _SCALE = TensorSlot("scale", ("bf16",), is_scale=True)
 _LINEAR_TENSORS = (TensorSlot("codes", CODES, ("tiles", "blocks")), _SCALE, TensorSlot("bias", ("bf16",)))
 _LINEAR_ATTRIBUTES = (Attribute("activation", 0, max(ACTIVATIONS.values())),)
 _EMBEDDING_TENSORS = (TensorSlot("codes", CODES), _SCALE)
+_ATTENTION_ATTRIBUTES = (
+    Attribute("num_heads", 1),
+    Attribute("head_dim", 1, MAX_PRODUCT_LENGTH),
+    Attribute("logit_scale", is_float=True),
+    Attribute("num_queries", default=0),  # 0: every token asks
+)
 _NORM_TENSORS = (TensorSlot("gamma", ("bf16",)), TensorSlot("beta", ("bf16",)))
 
 OPS: dict[str, OpSpec] = {
@@ -318,13 +328,8 @@ OPS: dict[str, OpSpec] = {
         inputs=(_X,),
         outputs=(_Y, BufferSlot("scratch", "u8", scratch=True)),
         tensors=(),
-        attributes=(
-            Attribute("num_heads", 1),
-            Attribute("head_dim", 1, MAX_PRODUCT_LENGTH),
-            Attribute("logit_scale", is_float=True),
-            Attribute("num_queries", default=0),  # 0: every token asks
-        ),
-        shapes=_attention_shapes,
+        attributes=_ATTENTION_ATTRIBUTES,
+        shapes=lambda operands: _attention_shapes(operands, attention_scratch_bytes),
         function=op_functions.attention,
         whole=True,
     ),
@@ -377,6 +382,7 @@ OPS: dict[str, OpSpec] = {
         shapes=_embed_tokens_shapes,
         function=op_functions.embed_tokens,
         only="sequence",
+        since=2,
     ),
     "normalize_rows": OpSpec(
         id=13,
@@ -387,6 +393,7 @@ OPS: dict[str, OpSpec] = {
         shapes=_same_shapes,
         function=op_functions.normalize_rows,
         only="sequence",
+        since=2,
     ),
     "scale_shift": OpSpec(
         id=14,
@@ -397,6 +404,7 @@ OPS: dict[str, OpSpec] = {
         shapes=_scale_shift_shapes,
         function=op_functions.scale_shift,
         only="sequence",
+        since=2,
     ),
     "neighbors": OpSpec(
         id=15,
@@ -407,6 +415,7 @@ OPS: dict[str, OpSpec] = {
         shapes=_neighbors_shapes,
         function=op_functions.neighbors,
         only="sequence",
+        since=2,
         whole=True,
     ),
     "concat": OpSpec(
@@ -418,6 +427,18 @@ OPS: dict[str, OpSpec] = {
         shapes=_concat_shapes,
         function=op_functions.concat,
         only="sequence",
+        since=2,
+    ),
+    "table_attention": OpSpec(
+        id=17,
+        inputs=(_X,),
+        outputs=(_Y, BufferSlot("scratch", "u8", scratch=True)),
+        tensors=(),
+        attributes=_ATTENTION_ATTRIBUTES,
+        shapes=lambda operands: _attention_shapes(operands, table_attention_scratch_bytes),
+        function=op_functions.table_attention,
+        whole=True,
+        since=2,
     ),
 }
 
@@ -435,6 +456,12 @@ def check_program_kind(spec: OpSpec, inputs: tuple[Shape, ...], max_tokens: int)
         )
     if spec.whole and max_tokens and inputs[0].rows == 1:
         raise ArtifactError("input has 1 row; must have a row a token")
+
+
+def first_version(kind: str, attributes: Attributes) -> int:
+    """The lowest version of the format that can hold such an op."""
+    activation = int(attributes.get("activation", 0))
+    return max(OPS[kind].since, next(version for version, most in MAX_ACTIVATION.items() if activation <= most))
 
 
 def check_attributes(spec: OpSpec, attributes: Attributes) -> None:

@@ -9,11 +9,10 @@ from numpy.typing import NDArray
 
 from lilliput.program import validation
 from lilliput.program.formats import WEIGHT_FORMATS, count_blocks, stored_bytes
+from lilliput.program.ops import first_version
 
 DTYPE_IDS: dict[str, int] = {"u8": 1, "i8": 2, "f32": 3, "u32": 4}
 DTYPE_BYTES: dict[str, int] = {"u8": 1, "i8": 1, "f32": 4, "u32": 4}
-PER_TOKEN = 0  # a buffer's `rows` in a sequence program: as many as there are tokens
-
 Examples = NDArray[np.uint8] | Sequence[NDArray[np.uint32]]
 
 
@@ -106,6 +105,12 @@ class Program:
     golden_outputs: NDArray[np.float32]
     max_tokens: int = 0
     vocabulary: Vocabulary = field(default_factory=Vocabulary)
+
+    @property
+    def version(self) -> int:
+        """The version of the format that a file of it has."""
+        ops = max((first_version(op.kind, op.attributes) for op in self.ops), default=1)
+        return max(ops, 2 if self.max_tokens else 1)
 
     def validate(self) -> None:
         """Check every MUST of docs/format.md that concerns the program.

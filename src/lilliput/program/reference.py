@@ -76,6 +76,6 @@ def _run_chunk(program: Program, inputs: Array) -> NDArray[np.float32]:
 def _example_bytes(program: Program, rows: int) -> int:
     """A generous estimate of one example's working memory: all buffers, and a few float score matrices. `rows`: the
     input's, which are a sequence's tokens."""
-    tokens = [program.buffers[op.inputs[0]].rows or rows for op in program.ops if op.kind == "attention"]
+    tokens = [program.buffers[op.inputs[0]].rows or rows for op in program.ops if "attention" in op.kind]
     buffers = sum(buffer.num_bytes for buffer in program.buffers) * (rows if program.max_tokens else 1)
     return buffers + max(tokens, default=0) ** 2 * 24

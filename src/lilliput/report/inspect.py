@@ -40,7 +40,7 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
     data = path.read_bytes()
     counts = cost.parameter_counts(program)
     tensors = [_tensor(tensor) for tensor in program.tensors]
-    sizes = _bytes_by_category(program, verified_sections(data, 2 if program.max_tokens else 1))
+    sizes = _bytes_by_category(program, verified_sections(data, program.version))
     assert sum(sizes.values()) == len(data), f"{sizes} do not add up to {len(data)} bytes"
     return {
         "file": str(path),
@@ -83,7 +83,7 @@ def _bytes_by_category(program: Program, sections: dict[str, Section]) -> dict[s
     sizes["metadata"] = sections["metadata"].size
     lengths = 4 * len(program.golden_inputs) if program.max_tokens else 0
     sizes["golden"] = lengths + sum(one.nbytes for one in program.golden_inputs) + program.golden_outputs.nbytes
-    first = FIRST_SECTION[2 if program.max_tokens else 1]
+    first = FIRST_SECTION[program.version]
     sizes["tables"] = first + sum(sections[name].size for name in ("buffers", "tensors", "ops"))
     if "vocabulary" in sections:
         sizes["vocabulary"] = sections["vocabulary"].size

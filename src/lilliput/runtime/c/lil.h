@@ -108,6 +108,7 @@ typedef struct lil_model {
     const uint8_t *vocabulary; /* of a sequence program: vocabulary_bytes, see docs/format.md; verified */
     size_t vocabulary_bytes;
     uint32_t vocabulary_tokens; /* 0: there is none */
+    uint32_t version;        /* of the file's format */
     uint32_t max_tokens;     /* 0: an image program; else the longest sequence of a sequence program */
     uint32_t num_token_ids;  /* token ids are below it */
     uint32_t input;       /* number of the input buffer */

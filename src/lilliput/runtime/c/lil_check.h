@@ -25,6 +25,7 @@ typedef struct lil_operands {
     lil_buffer out[LIL_NUM_OUTPUTS];
     lil_tensor tensor[LIL_NUM_TENSORS];
     const uint32_t *a;
+    uint32_t version;    /* of the format */
     uint32_t max_tokens; /* 0: of an image program */
 } lil_operands;
 

@@ -69,7 +69,7 @@ static bool product_fits(const lil_operands *o) {
 }
 
 static lil_status linear_fits(const lil_operands *o) {
-    const uint32_t last = o->max_tokens > 0 ? FINISH_TANH : FINISH_GELU;
+    const uint32_t last = o->version > 1 ? FINISH_TANH : FINISH_GELU;
     return o->a[0] > last ? LIL_BAD_OP_ATTRIBUTE : shape_status(product_fits(o));
 }
 
@@ -86,10 +86,21 @@ static lil_status layer_norm_fits(const lil_operands *o) {
                         holds(&o->tensor[1], 1, x->cols));
 }
 
-static lil_status attention_fits(const lil_operands *o) {
+/* Bytes of scratch of one example of an image program. */
+static bool scratch_bytes(uint32_t num_tokens, uint32_t head_dim, bool by_table, uint64_t *bytes) {
+    lil_attention_scratch exact;
+    lil_table_scratch table;
+    const bool fits = by_table ? lil_table_layout(num_tokens, head_dim, &table)
+                               : lil_attention_layout(num_tokens, head_dim, &exact);
+    if (fits) {
+        *bytes = by_table ? table.bytes : exact.bytes;
+    }
+    return fits;
+}
+
+static lil_status any_attention_fits(const lil_operands *o, bool by_table) {
     const uint32_t num_heads = o->a[0], head_dim = o->a[1], num_queries = o->a[3], num_tokens = o->in[0].rows;
-    uint64_t block, cols;
-    lil_attention_scratch scratch;
+    uint64_t block, cols, bytes;
     if (num_heads < 1 || head_dim < 1 || head_dim > LIL_MAX_DEPTH || !is_finite(o->a[2]) ||
         num_queries >= (o->max_tokens > 0 ? 2 : num_tokens)) {
         return LIL_BAD_OP_ATTRIBUTE;
@@ -99,10 +110,18 @@ static lil_status attention_fits(const lil_operands *o) {
         return LIL_BAD_OP_SHAPE;
     }
     if (o->max_tokens > 0) {
-        return shape_status(is(&o->out[1], num_tokens, lil_attention_token_bytes(head_dim)));
+        return shape_status(is(&o->out[1], num_tokens, lil_attention_token_bytes(head_dim, by_table)));
     }
-    return shape_status(num_tokens <= LIL_MAX_DEPTH && lil_attention_layout(num_tokens, head_dim, &scratch) &&
-                        is(&o->out[1], 1, scratch.bytes));
+    return shape_status(num_tokens <= LIL_MAX_DEPTH && scratch_bytes(num_tokens, head_dim, by_table, &bytes) &&
+                        is(&o->out[1], 1, bytes));
+}
+
+static lil_status attention_fits(const lil_operands *o) {
+    return any_attention_fits(o, false);
+}
+
+static lil_status table_attention_fits(const lil_operands *o) {
+    return any_attention_fits(o, true);
 }
 
 static lil_status prepend_token_fits(const lil_operands *o) {
@@ -176,6 +195,7 @@ const lil_rule lil_rules[LIL_NUM_KINDS] = {
     [LIL_NORMALIZE_ROWS] = {{LIL_F32}, {LIL_F32}, {0}, 0, LIL_SEQUENCE_PROGRAM, false, normalize_rows_fits},
     [LIL_SCALE_SHIFT] = {{LIL_F32}, {LIL_F32}, NORM_TENSORS, 0, LIL_SEQUENCE_PROGRAM, false, scale_shift_fits},
     [LIL_NEIGHBORS] = {{LIL_F32}, {LIL_F32}, {0}, 0, LIL_SEQUENCE_PROGRAM, true, neighbors_fits},
+    [LIL_TABLE_ATTENTION] = {{LIL_F32}, {LIL_F32, LIL_U8}, {0}, 4, LIL_ANY_PROGRAM, true, table_attention_fits},
     [LIL_CONCAT] = {{LIL_F32, LIL_F32}, {LIL_F32}, {0}, 0, LIL_SEQUENCE_PROGRAM, false, concat_fits},
 };
 
@@ -222,13 +242,18 @@ static lil_status check_slots(const lil_model *model, const lil_op *op, const li
 
 lil_status lil_check_ops(lil_model *model) {
     const uint8_t other = model->max_tokens > 0 ? LIL_IMAGE_PROGRAM : LIL_SEQUENCE_PROGRAM;
+    uint32_t version = model->max_tokens > 0 ? 2 : 1; /* that the program needs */
     model->num_token_ids = UINT32_MAX;
     for (uint32_t i = 0; i < model->num_ops; i++) {
         const lil_op op = lil_op_at(model->ops, i);
-        if (op.kind < LIL_NORMALIZE || op.kind >= LIL_NUM_KINDS || lil_rules[op.kind].program == other) {
+        if (op.kind < LIL_NORMALIZE || op.kind >= LIL_NUM_KINDS || lil_rules[op.kind].program == other ||
+            (model->version == 1 && op.kind > LIL_MEAN_ROWS)) {
             return lil_refuse(model, LIL_BAD_OP_KIND, i);
         }
-        lil_operands o = {.a = op.a, .max_tokens = model->max_tokens};
+        if (op.kind > LIL_MEAN_ROWS || (op.kind == LIL_LINEAR && op.a[0] > FINISH_GELU)) {
+            version = 2;
+        }
+        lil_operands o = {.a = op.a, .version = model->version, .max_tokens = model->max_tokens};
         lil_status status = check_slots(model, &op, &lil_rules[op.kind], &o);
         if (status == LIL_OK && lil_rules[op.kind].whole && model->max_tokens > 0 && o.in[0].rows != 0) {
             status = LIL_BAD_OP_SHAPE;
@@ -239,12 +264,12 @@ lil_status lil_check_ops(lil_model *model) {
         if (status != LIL_OK) {
             return lil_refuse(model, status, i);
         }
-        if (op.kind == LIL_ATTENTION && o.out[1].cols > model->scratch_bytes) {
+        if ((op.kind == LIL_ATTENTION || op.kind == LIL_TABLE_ATTENTION) && o.out[1].cols > model->scratch_bytes) {
             model->scratch_bytes = o.out[1].cols; /* a multiple of LIL_ALIGNMENT (of a sequence program: of 4) */
         }
         if (op.kind == LIL_EMBED_TOKENS && o.tensor[0].rows < model->num_token_ids) {
             model->num_token_ids = o.tensor[0].rows;
         }
     }
-    return LIL_OK;
+    return version == model->version ? LIL_OK : LIL_BAD_VERSION;
 }

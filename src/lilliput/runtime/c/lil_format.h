@@ -12,7 +12,7 @@
 #error "the records are little-endian and are copied as they are: this target would need byte swaps"
 #endif
 
-#define LIL_VERSION 2u /* the newest; 1 holds image programs, 2 sequence programs */
+#define LIL_VERSION 2u /* the newest: the first with sequence programs */
 #define LIL_FILE_ALIGNMENT 64u
 #define LIL_MAX_DIMENSION (1u << 24) /* rows, cols */
 #define LIL_MAX_DEPTH 65536u         /* K of an integer product: 65536 * 127 * 127 < 2^31 */
@@ -61,6 +61,7 @@ enum {
     LIL_SCALE_SHIFT,
     LIL_NEIGHBORS,
     LIL_CONCAT,
+    LIL_TABLE_ATTENTION,
     LIL_NUM_KINDS
 };
 

@@ -102,6 +102,9 @@ void lil_op_layer_norm(const lil_call *call, const lil_part *part);
  * dh <= 65536, so no int32 sum overflows. */
 void lil_op_attention(const lil_call *call, const lil_part *part);
 
+/* The same with weights from a table; scratch of lil_table_layout's bytes. */
+void lil_op_table_attention(const lil_call *call, const lil_part *part);
+
 /* f32 [R, D], codes [1, D] in rows, scale bf16 [1, 1] -> f32 [R + 1, D]. */
 void lil_op_prepend_token(const lil_call *call, const lil_part *part);
 
@@ -174,6 +177,9 @@ static inline int8_t lil_level_8bit(uint8_t code) {
     return (int8_t)(code < 128 ? code : code - 256);
 }
 
+/* Table attention's weight of t: rint(127 * 2^(-t/32)), and 0 for 255 (src/lilliput/program/mathfn.py). */
+extern const uint8_t lil_weights[256 + 3]; /* the last ones for who reads four at a time */
+
 /* Attention's scratch: where each part starts, in bytes: all multiples of 64. A kernel may take up to LIL_QUERIES
  * queries together, and order the levels as suits it; the comments say what the scalar one does. */
 enum { LIL_QUERIES = 16 };
@@ -192,10 +198,26 @@ typedef struct lil_attention_scratch {
 
 /* Bytes of scratch for each token of a multiple of 16, in a sequence program: never less than the layout's, whose
  * queries it counts a token. */
-static inline uint64_t lil_attention_token_bytes(uint32_t head_dim) {
+static inline uint64_t lil_attention_token_bytes(uint32_t head_dim, bool by_table) {
     const uint64_t width = ((uint64_t)head_dim + 15) / 16 * 16;
-    return 3 * width + 92;
+    return 3 * width + (by_table ? 132 : 92);
 }
+
+/* Table attention's scratch: as above, with weights in rows of a multiple of 64 tokens. */
+typedef struct lil_table_scratch {
+    uint64_t width;      /* P16(dh) */
+    uint64_t row;        /* tokens rounded up to a multiple of 64 */
+    uint64_t keys;       /* int8 [P16(T) * P16(dh)] levels of one head */
+    uint64_t values;     /* the same */
+    uint64_t queries;    /* int8 [16 * P16(dh)] levels of up to LIL_QUERIES queries */
+    uint64_t key_scales; /* float32 [P16(T)] */
+    uint64_t scores;     /* float32 [16 * P16(T)] */
+    uint64_t weights;    /* uint8 [16][row] */
+    uint64_t bytes;      /* in all, a multiple of 64 */
+} lil_table_scratch;
+
+/* Lay it out. False where a size does not fit 64 bits. */
+bool lil_table_layout(uint64_t num_tokens, uint64_t head_dim, lil_table_scratch *scratch);
 
 /* Lay out the scratch of `num_tokens` tokens and heads of `head_dim`. False where a size does not fit 64 bits. */
 bool lil_attention_layout(uint64_t num_tokens, uint64_t head_dim, lil_attention_scratch *scratch);

@@ -43,10 +43,9 @@ static lil_status check_header(lil_model *model, lil_header *header, section_tab
     if (header->checksum != lil_crc32(model->file + 16, size - 16, cpu)) {
         return LIL_BAD_CHECKSUM;
     }
+    model->version = header->version;
     model->max_tokens = header->max_tokens;
-    const bool is_sequence = header->version > 1;
-    const bool fits = is_sequence ? header->max_tokens >= 1 && header->max_tokens <= LIL_MAX_TOKENS
-                                  : header->max_tokens == 0;
+    const bool fits = header->max_tokens <= (header->version > 1 ? LIL_MAX_TOKENS : 0);
     return header->num_sections == sections->count && fits ? LIL_OK : LIL_BAD_HEADER;
 }
 
@@ -255,7 +254,7 @@ lil_status lil_open(lil_model *model, const void *file, size_t file_bytes) {
     if (status == LIL_OK) {
         status = check_golden(model, &sections.at[LIL_SECTION_GOLDEN - 1]);
     }
-    if (status == LIL_OK) {
+    if (status == LIL_OK && model->version > 1) {
         status = check_vocabulary(model, &sections.at[LIL_SECTION_VOCABULARY - 1]);
     }
     if (status == LIL_OK) {

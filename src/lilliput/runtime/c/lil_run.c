@@ -23,6 +23,7 @@ const lil_kernel_table lil_kernels_scalar = {
     [LIL_SCALE_SHIFT] = lil_op_scale_shift,
     [LIL_NEIGHBORS] = lil_op_neighbors,
     [LIL_CONCAT] = lil_op_concat,
+    [LIL_TABLE_ATTENTION] = lil_op_table_attention,
 };
 
 static const lil_kernel_table *const kernels[LIL_ISA_COUNT] = {
@@ -58,7 +59,7 @@ static const uint8_t divide[LIL_NUM_KINDS] = {
     [LIL_LINEAR] = DIVIDE_ROWS,       [LIL_LINEAR_ADD] = DIVIDE_ROWS,    [LIL_LAYER_NORM] = DIVIDE_ROWS,
     [LIL_ATTENTION] = DIVIDE_HEADS,   [LIL_ADD_POSITIONS] = DIVIDE_ROWS, [LIL_EMBED_TOKENS] = DIVIDE_ROWS,
     [LIL_NORMALIZE_ROWS] = DIVIDE_ROWS, [LIL_SCALE_SHIFT] = DIVIDE_ROWS, [LIL_NEIGHBORS] = DIVIDE_ROWS,
-    [LIL_CONCAT] = DIVIDE_ROWS,
+    [LIL_CONCAT] = DIVIDE_ROWS,       [LIL_TABLE_ATTENTION] = DIVIDE_HEADS,
 };
 
 enum { MAX_RUN_TOKENS = 1 << 24 }; /* of all sequences that are run together */

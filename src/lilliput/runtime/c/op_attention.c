@@ -23,6 +23,18 @@ bool lil_attention_layout(uint64_t num_tokens, uint64_t head_dim, lil_attention_
            place(&end, probabilities, &scratch->probabilities) && place(&end, 0, &scratch->bytes);
 }
 
+bool lil_table_layout(uint64_t num_tokens, uint64_t head_dim, lil_table_scratch *scratch) {
+    uint64_t tokens, levels, queries, floats, scores, weights, end = 0;
+    return lil_align(num_tokens, GROUP, &tokens) && lil_align(head_dim, GROUP, &scratch->width) &&
+           lil_align(num_tokens, 64, &scratch->row) && lil_mul(tokens, scratch->width, &levels) &&
+           lil_mul(scratch->width, LIL_QUERIES, &queries) && lil_mul(tokens, sizeof(float), &floats) &&
+           lil_mul(floats, LIL_QUERIES, &scores) && lil_mul(scratch->row, LIL_QUERIES, &weights) &&
+           place(&end, levels, &scratch->keys) && place(&end, levels, &scratch->values) &&
+           place(&end, queries, &scratch->queries) && place(&end, floats, &scratch->key_scales) &&
+           place(&end, scores, &scratch->scores) && place(&end, weights, &scratch->weights) &&
+           lil_align(end, 64, &scratch->bytes);
+}
+
 /* One head's view of the call and of the scratch. */
 typedef struct head {
     size_t num_tokens;

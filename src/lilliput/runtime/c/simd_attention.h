@@ -79,25 +79,30 @@ static void quantize_keys(const head *h) {
     }
 }
 
-static void quantize_values(const head *h) {
+/* The values of up to 16 tokens from t0 on, as tiles. */
+LIL_INLINE void store_values(const head *h, size_t t0, size_t rows, const row_scales *s) {
     const size_t fours = (h->num_tokens + 3) / 4;
+    const float *x = h->v + t0 * h->row_stride;
+    for (size_t d = 0; d < h->width; d += 16) {
+        int8_t *tile = h->values + 64 * (d / 16 * fours + t0 / 4);
+        for (size_t r = 0; r < rows; r += 4, tile += 64) {
+            lanes_i32 levels[4];
+            LIL_UNROLL
+            for (size_t i = 0; i < 4; i++) {
+                levels[i] = r + i < rows ? levels_at(h, x, s, r + i, d) : lanes_i32_set(0);
+            }
+            lanes_i32_store_fours(tile, levels);
+        }
+    }
+}
+
+static void quantize_values(const head *h) {
     for (size_t t0 = 0; t0 < h->num_tokens; t0 += ROWS) {
         const size_t rows = h->num_tokens - t0 < ROWS ? h->num_tokens - t0 : ROWS;
-        const float *x = h->v + t0 * h->row_stride;
         row_scales s;
-        simd_row_scales(x, h->row_stride, rows, h->head_dim, &s);
+        simd_row_scales(h->v + t0 * h->row_stride, h->row_stride, rows, h->head_dim, &s);
         memcpy(h->value_scales + t0, s.scale, sizeof s.scale);
-        for (size_t d = 0; d < h->width; d += 16) {
-            int8_t *tile = h->values + 64 * (d / 16 * fours + t0 / 4);
-            for (size_t r = 0; r < rows; r += 4, tile += 64) {
-                lanes_i32 levels[4];
-                LIL_UNROLL
-                for (size_t i = 0; i < 4; i++) {
-                    levels[i] = r + i < rows ? levels_at(h, x, &s, r + i, d) : lanes_i32_set(0);
-                }
-                lanes_i32_store_fours(tile, levels);
-            }
-        }
+        store_values(h, t0, rows, &s);
     }
 }
 
@@ -198,10 +203,17 @@ LIL_INLINE void store_output(const head *h, lanes_i32 sum, float scale, size_t d
     }
 }
 
-/* Outputs of `count` (1..LIL_MIXED) queries, dims [d, d + 16 * slices); their weights are 4 tokens each, `stride` bytes
- * from one four to the next. Counts and stride are literals at each call. */
-LIL_INLINE void mix(const head *h, const float *scale, const int8_t *weights, size_t stride, size_t count, size_t d,
-                    size_t slices, float *y) {
+/* Weights of some queries: four tokens at a time, `four` bytes from those to the next and `query` from one query to the
+ * next. */
+typedef struct mixture {
+    const int8_t *weights;
+    size_t four;
+    size_t query;
+} mixture;
+
+/* Outputs of `count` (1..LIL_MIXED) queries, dims [d, d + 16 * slices). Counts, and as far as they are known the
+ * distances of weights, are literals at each call. */
+LIL_INLINE void mix(const head *h, const float *scale, mixture from, size_t count, size_t d, size_t slices, float *y) {
     const size_t fours = (h->num_tokens + 3) / 4;
     const int8_t *values = h->values + 64 * (d / 16 * fours);
     lanes_i32 acc[2][LIL_MIXED];
@@ -209,14 +221,14 @@ LIL_INLINE void mix(const head *h, const float *scale, const int8_t *weights, si
     for (size_t q = 0; q < count; q++) {
         acc[0][q] = acc[1][q] = lanes_i32_set(0);
     }
-    for (const int8_t *end = values + 64 * fours; values < end; values += 64, weights += stride) {
+    for (const int8_t *end = values + 64 * fours; values < end; values += 64, from.weights += from.four) {
         const lanes_tile first = lanes_plain_tile(values);
         const lanes_tile second = slices == 2 ? lanes_plain_tile(values + 64 * fours) : first;
         LIL_UNROLL
         for (size_t q = 0; q < count; q++) {
-            acc[0][q] = lanes_dot_weights(acc[0][q], first, weights + 4 * q);
+            acc[0][q] = lanes_dot_weights(acc[0][q], first, from.weights + from.query * q);
             if (slices == 2) {
-                acc[1][q] = lanes_dot_weights(acc[1][q], second, weights + 4 * q);
+                acc[1][q] = lanes_dot_weights(acc[1][q], second, from.weights + from.query * q);
             }
         }
     }
@@ -229,16 +241,15 @@ LIL_INLINE void mix(const head *h, const float *scale, const int8_t *weights, si
     }
 }
 
-/* All dims of `count` queries; `count` and `stride` as for mix. */
-LIL_INLINE void mix_all(const head *h, const float *scale, const int8_t *weights, size_t stride, size_t count,
-                        float *y) {
+/* All dims of `count` queries; literals as for mix. */
+LIL_INLINE void mix_all(const head *h, const float *scale, mixture from, size_t count, float *y) {
     const size_t slices = count == 1 ? 2 : LIL_SLICES;
     size_t d = 0;
     for (; d + 16 * slices <= h->width; d += 16 * slices) {
-        mix(h, scale, weights, stride, count, d, slices, y);
+        mix(h, scale, from, count, d, slices, y);
     }
     if (d < h->width) {
-        mix(h, scale, weights, stride, count, d, 1, y);
+        mix(h, scale, from, count, d, 1, y);
     }
 }
 
@@ -251,10 +262,10 @@ static void attend(const head *h, size_t q0, size_t count) {
     lanes_store(scale, weigh(h, score(h, c)));
     size_t q = 0;
     for (; q + LIL_MIXED <= count; q += LIL_MIXED) {
-        mix_all(h, scale + q, h->probabilities + 4 * q, 64, LIL_MIXED, y + q * h->out_stride);
+        mix_all(h, scale + q, (mixture){h->probabilities + 4 * q, 64, 4}, LIL_MIXED, y + q * h->out_stride);
     }
     for (; q < count; q++) {
-        mix_all(h, scale + q, h->probabilities + 4 * q, 64, 1, y + q * h->out_stride);
+        mix_all(h, scale + q, (mixture){h->probabilities + 4 * q, 64, 4}, 1, y + q * h->out_stride);
     }
 }
 
@@ -314,7 +325,7 @@ static void attend_one(const head *h, size_t q) {
     simd_row_scales(x, h->row_stride, 1, h->head_dim, &s);
     simd_store_levels(x, h->head_dim, &s, 0, h->queries, h->width);
     const float scale = weigh_one(h, score_one(h, s.scale[0]));
-    mix_all(h, &scale, h->probabilities, 4, 1, h->y + q * h->out_stride);
+    mix_all(h, &scale, (mixture){h->probabilities, 4, 0}, 1, h->y + q * h->out_stride);
 }
 
 static void attention(const lil_call *call, const lil_part *part) {

@@ -10,7 +10,7 @@
 
 #include "simd_lanes_avx2.h"
 #include "simd_rows.h"
-#include "simd_attention.h"
+#include "simd_table_attention.h"
 #include "simd_linear_avx2.h"
 
 const lil_kernel_table lil_kernels_avx2 = {
@@ -21,9 +21,11 @@ const lil_kernel_table lil_kernels_avx2 = {
     [LIL_LINEAR_ADD] = linear_add,
     [LIL_LAYER_NORM] = layer_norm,
     [LIL_ATTENTION] = attention,
+    [LIL_TABLE_ATTENTION] = table_attention,
     [LIL_PREPEND_TOKEN] = prepend_token,
     [LIL_ADD_POSITIONS] = add_positions,
     [LIL_MEAN_ROWS] = mean_rows,
+    [LIL_EMBED_TOKENS] = embed_tokens,
 };
 
 #if defined(__clang__)

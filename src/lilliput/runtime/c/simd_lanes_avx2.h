@@ -262,6 +262,27 @@ LIL_INLINE void lanes_i32_store_i8x4(int8_t *p, const lanes_i32 x[4]) {
     _mm256_storeu_si256((__m256i *)(void *)p, _mm256_permutevar8x32_epi32(first, order));
     _mm256_storeu_si256((__m256i *)(void *)(p + 32), _mm256_permutevar8x32_epi32(second, order));
 }
+/* The weights of four vectors of 0..255, as 64 bytes; gives `sum` and, in some lanes, what they add up to. */
+LIL_INLINE __m256i lanes_weights_of(__m256i t) {
+    return _mm256_and_si256(_mm256_i32gather_epi32((const int *)(const void *)lil_weights, t, 1),
+                            _mm256_set1_epi32(255));
+}
+LIL_INLINE lanes_i32 lanes_store_weights(uint8_t *p, const lanes_i32 t[4], lanes_i32 sum) {
+    lanes_i32 w[4];
+    LIL_UNROLL
+    for (size_t i = 0; i < 4; i++) {
+        w[i] = (lanes_i32){lanes_weights_of(t[i].low), lanes_weights_of(t[i].high)};
+        sum = (lanes_i32){_mm256_add_epi32(sum.low, w[i].low), _mm256_add_epi32(sum.high, w[i].high)};
+    }
+    lanes_i32_store_i8x4((int8_t *)p, w); /* 0..127 */
+    return sum;
+}
+LIL_INLINE int32_t lanes_i32_total(lanes_i32 x) {
+    const __m256i eight = _mm256_add_epi32(x.low, x.high);
+    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
+    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xB1)));
+}
 /* Byte k of lane i: lane i of x[k], a level. */
 LIL_INLINE void lanes_i32_store_fours(int8_t *p, const lanes_i32 x[4]) {
     const __m256i order = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, /* both halves */

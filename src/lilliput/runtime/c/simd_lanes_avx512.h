@@ -192,6 +192,23 @@ LIL_INLINE void lanes_i32_store_fours(int8_t *p, const lanes_i32 x[4]) {
     _mm512_storeu_si512(p, _mm512_or_si512(three, _mm512_slli_epi32(x[3], 24)));
 }
 
+/* The weights of four vectors of 0..255, as 64 bytes; gives `sum` and, in some lanes, what they add up to. */
+LIL_INLINE lanes_i32 lanes_store_weights(uint8_t *p, const lanes_i32 t[4], lanes_i32 sum) {
+    const __m512i low = _mm512_packs_epi32(t[0], t[1]), high = _mm512_packs_epi32(t[2], t[3]);
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __m512i at = _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low, high));
+    const __m512i first = _mm512_permutex2var_epi8(_mm512_loadu_si512(lil_weights), at,
+                                                   _mm512_loadu_si512(lil_weights + 64));
+    const __m512i second = _mm512_permutex2var_epi8(_mm512_loadu_si512(lil_weights + 128), at,
+                                                    _mm512_loadu_si512(lil_weights + 192));
+    const __m512i weights = _mm512_mask_blend_epi8(_mm512_movepi8_mask(at), first, second);
+    _mm512_storeu_si512(p, weights);
+    return _mm512_add_epi32(sum, _mm512_sad_epu8(weights, _mm512_setzero_si512()));
+}
+LIL_INLINE int32_t lanes_i32_total(lanes_i32 x) {
+    return _mm512_reduce_add_epi32(x);
+}
+
 LIL_INLINE void lanes_i32_store(int32_t *p, lanes_i32 x) {
     _mm512_storeu_si512(p, x);
 }

@@ -277,6 +277,25 @@ LIL_INLINE void lanes_i32_store_i8x4(int8_t *p, const lanes_i32 x[4]) {
     lanes_i32_store_i8(p + 32, x[2]);
     lanes_i32_store_i8(p + 48, x[3]);
 }
+/* A table instruction sees 64 bytes, and leaves alone (tbx) what is beyond them. */
+LIL_INLINE uint8x16_t lanes_weights_of(uint8x16_t at) {
+    uint8x16_t found = vqtbl4q_u8(vld1q_u8_x4(lil_weights), at);
+    found = vqtbx4q_u8(found, vld1q_u8_x4(lil_weights + 64), vsubq_u8(at, vdupq_n_u8(64)));
+    found = vqtbx4q_u8(found, vld1q_u8_x4(lil_weights + 128), vsubq_u8(at, vdupq_n_u8(128)));
+    return vqtbx4q_u8(found, vld1q_u8_x4(lil_weights + 192), vsubq_u8(at, vdupq_n_u8(192)));
+}
+/* The weights of four vectors of 0..255, as 64 bytes; gives `sum` and, in some lanes, what they add up to. */
+LIL_INLINE lanes_i32 lanes_store_weights(uint8_t *p, const lanes_i32 t[4], lanes_i32 sum) {
+    for (size_t i = 0; i < 4; i++) {
+        const uint8x16_t weights = lanes_weights_of(vreinterpretq_u8_s8(lanes_lowest_bytes(t[i])));
+        vst1q_u8(p + 16 * i, weights);
+        sum.val[i] = vreinterpretq_s32_u32(vpadalq_u16(vreinterpretq_u32_s32(sum.val[i]), vpaddlq_u8(weights)));
+    }
+    return sum;
+}
+LIL_INLINE int32_t lanes_i32_total(lanes_i32 x) {
+    return vaddvq_s32(vaddq_s32(vaddq_s32(x.val[0], x.val[1]), vaddq_s32(x.val[2], x.val[3])));
+}
 LIL_INLINE int8x16_t lanes_fours(int32x4_t a, int32x4_t b, int32x4_t c, int32x4_t d) {
     return vreinterpretq_s8_s32(vsliq_n_s32(vsliq_n_s32(vsliq_n_s32(a, b, 8), c, 16), d, 24));
 }

@@ -4,7 +4,7 @@
 #if LIL_ARM
 #define NEON_DOT 0
 #include "simd_lanes_neon.h"
-#include "simd_attention.h"
+#include "simd_table_attention.h"
 #include "simd_product_neon.h"
 #include "simd_rows.h"
 
@@ -16,8 +16,10 @@ const lil_kernel_table lil_kernels_neon = {
     [LIL_LINEAR_ADD] = linear_add,
     [LIL_LAYER_NORM] = layer_norm,
     [LIL_ATTENTION] = attention,
+    [LIL_TABLE_ATTENTION] = table_attention,
     [LIL_PREPEND_TOKEN] = prepend_token,
     [LIL_ADD_POSITIONS] = add_positions,
     [LIL_MEAN_ROWS] = mean_rows,
+    [LIL_EMBED_TOKENS] = embed_tokens,
 };
 #endif

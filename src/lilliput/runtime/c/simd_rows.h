@@ -211,6 +211,26 @@ static void add_positions(const lil_call *call, const lil_part *part) {
     }
 }
 
+static void embed_tokens(const lil_call *call, const lil_part *part) {
+    const lil_constant *codes = &call->tensor[0];
+    const size_t cols = codes->cols, row_bytes = codes->format == LIL_INT8 ? cols : (cols + 1) / 2;
+    const uint32_t *ids = call->in[0].data;
+    float *y = (float *)call->out[0].data + part->begin * cols;
+    if (codes->format > LIL_POT4) {
+        lil_op_embed_tokens(call, part);
+        return;
+    }
+    for (size_t r = part->begin; r < part->end; r++, y += cols) {
+        const uint8_t *row = codes->data + ids[r] * row_bytes;
+        const float scale = lil_bf16_at(call->tensor[1].data, ids[r]);
+        if (codes->format == LIL_INT8) {
+            embed_row(row, NULL, scale, NULL, y, cols);
+        } else {
+            embed_row(row, lil_levels_4bit[codes->format - LIL_INT4], scale, NULL, y, cols);
+        }
+    }
+}
+
 static void mean_rows(const lil_call *call, const lil_part *part) {
     (void)part; /* not divided */
     const size_t rows = call->in[0].rows, cols = call->in[0].cols;
