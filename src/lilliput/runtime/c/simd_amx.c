@@ -307,6 +307,8 @@ static bool suits(const lil_call *call, const lil_part *part) {
                (codes->rows + 15) / 16 * tiles_bytes(codes->format, codes->cols);
 }
 
+#include "simd_amx_attention.h"
+
 static void linear_activated(const lil_call *call, const lil_part *part) {
     if (!suits(call, part)) {
         lil_kernels_avx512[LIL_LINEAR](call, part);
@@ -326,6 +328,7 @@ static void linear_add(const lil_call *call, const lil_part *part) {
 const lil_kernel_table lil_kernels_amx = {
     [LIL_LINEAR] = linear_activated,
     [LIL_LINEAR_ADD] = linear_add,
+    [LIL_TABLE_ATTENTION] = table_attention,
 };
 
 #if defined(__clang__)

@@ -10,8 +10,14 @@
 
 #include "simd_lanes_avx2.h"
 #include "simd_rows.h"
+#include "simd_attention.h"
 #include "simd_table_attention.h"
 #include "simd_linear_avx2.h"
+
+static void table_attention(const lil_call *call, const lil_part *part) {
+    static const products lanes_products = {score_all, mix_queries};
+    table_attention_with(call, part, &lanes_products);
+}
 
 const lil_kernel_table lil_kernels_avx2 = {
     [LIL_NORMALIZE] = normalize,

@@ -11,6 +11,7 @@
 
 #include "simd_lanes_avx512.h"
 #include "simd_rows.h"
+#include "simd_attention.h"
 #include "simd_table_attention.h"
 #include "simd_linear_avx512.h"
 
@@ -20,6 +21,11 @@ static void linear(const lil_call *call, const lil_part *part) {
 
 static void linear_add(const lil_call *call, const lil_part *part) {
     linear_vnni(call, part, FINISH_ADD);
+}
+
+static void table_attention(const lil_call *call, const lil_part *part) {
+    static const products lanes_products = {score_all, mix_queries};
+    table_attention_with(call, part, &lanes_products);
 }
 
 const lil_kernel_table lil_kernels_avx512 = {

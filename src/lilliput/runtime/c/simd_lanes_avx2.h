@@ -277,12 +277,6 @@ LIL_INLINE lanes_i32 lanes_store_weights(uint8_t *p, const lanes_i32 t[4], lanes
     lanes_i32_store_i8x4((int8_t *)p, w); /* 0..127 */
     return sum;
 }
-LIL_INLINE int32_t lanes_i32_total(lanes_i32 x) {
-    const __m256i eight = _mm256_add_epi32(x.low, x.high);
-    const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
-    const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4E));
-    return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xB1)));
-}
 /* Byte k of lane i: lane i of x[k], a level. */
 LIL_INLINE void lanes_i32_store_fours(int8_t *p, const lanes_i32 x[4]) {
     const __m256i order = _mm256_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15, /* both halves */

@@ -205,9 +205,6 @@ LIL_INLINE lanes_i32 lanes_store_weights(uint8_t *p, const lanes_i32 t[4], lanes
     _mm512_storeu_si512(p, weights);
     return _mm512_add_epi32(sum, _mm512_sad_epu8(weights, _mm512_setzero_si512()));
 }
-LIL_INLINE int32_t lanes_i32_total(lanes_i32 x) {
-    return _mm512_reduce_add_epi32(x);
-}
 
 LIL_INLINE void lanes_i32_store(int32_t *p, lanes_i32 x) {
     _mm512_storeu_si512(p, x);
@@ -217,6 +214,10 @@ LIL_INLINE lanes_i32 lanes_i32_set(int32_t x) {
 }
 LIL_INLINE lanes_i32 lanes_i32_add(lanes_i32 a, lanes_i32 b) {
     return _mm512_add_epi32(a, b);
+}
+
+LIL_INLINE lanes_i32 lanes_i32_sub(lanes_i32 a, lanes_i32 b) {
+    return _mm512_sub_epi32(a, b);
 }
 
 /* Integer products of four bytes a lane, as assembly because compilers put copies of the accumulators between the
@@ -239,6 +240,9 @@ typedef __m512i lanes_tile;
 #define LIL_OFFSET 128
 LIL_INLINE lanes_tile lanes_offset_tile(const int8_t *p) {
     return _mm512_xor_si512(_mm512_loadu_si512(p), _mm512_set1_epi8((char)LIL_OFFSET));
+}
+LIL_INLINE lanes_tile lanes_offset_of_zeros(void) {
+    return _mm512_set1_epi8((char)LIL_OFFSET);
 }
 LIL_INLINE lanes_i32 lanes_dot_levels(lanes_i32 acc, lanes_tile tile, const int8_t *four) {
     return lanes_dpbusd_all(acc, tile, four);

@@ -293,9 +293,6 @@ LIL_INLINE lanes_i32 lanes_store_weights(uint8_t *p, const lanes_i32 t[4], lanes
     }
     return sum;
 }
-LIL_INLINE int32_t lanes_i32_total(lanes_i32 x) {
-    return vaddvq_s32(vaddq_s32(vaddq_s32(x.val[0], x.val[1]), vaddq_s32(x.val[2], x.val[3])));
-}
 LIL_INLINE int8x16_t lanes_fours(int32x4_t a, int32x4_t b, int32x4_t c, int32x4_t d) {
     return vreinterpretq_s8_s32(vsliq_n_s32(vsliq_n_s32(vsliq_n_s32(a, b, 8), c, 16), d, 24));
 }

@@ -4,9 +4,15 @@
 #if LIL_ARM
 #define NEON_DOT 0
 #include "simd_lanes_neon.h"
+#include "simd_attention.h"
 #include "simd_table_attention.h"
 #include "simd_product_neon.h"
 #include "simd_rows.h"
+
+static void table_attention(const lil_call *call, const lil_part *part) {
+    static const products lanes_products = {score_all, mix_queries};
+    table_attention_with(call, part, &lanes_products);
+}
 
 const lil_kernel_table lil_kernels_neon = {
     [LIL_NORMALIZE] = normalize,

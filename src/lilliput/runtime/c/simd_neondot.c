@@ -10,8 +10,14 @@
 
 #define NEON_DOT 1
 #include "simd_lanes_neon.h"
+#include "simd_attention.h"
 #include "simd_table_attention.h"
 #include "simd_product_neon.h"
+
+static void table_attention(const lil_call *call, const lil_part *part) {
+    static const products lanes_products = {score_all, mix_queries};
+    table_attention_with(call, part, &lanes_products);
+}
 
 const lil_kernel_table lil_kernels_neondot = {
     [LIL_LINEAR] = linear_activated,

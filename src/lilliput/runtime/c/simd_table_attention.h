@@ -1,14 +1,16 @@
 /* table_attention on sixteen lanes, each of them one key: a query's weights lie together, as the format's table gives
  * them, and all sums are of integers. Internal; included once by each simd_<isa>.c.
  *
- * In the scratch of one head (lil_table_scratch): keys and values as tiles, as in simd_attention.h;
+ * In the scratch of one head (lil_table_scratch):
+ *   keys     int8 [Tp / 16][dp / 4][16 tokens][4 dims]
+ *   values   int8 [dp / 16][ceil(T / 4)][16 dims][4 tokens]
  *   queries  int8 [16 queries][dp]
- *   scores   float [16 queries][Tp]
+ *   scores   float [Tp / 16][16 queries][16 tokens]
  *   weights  uint8 [16 queries][T64], 0 behind the last token */
 #ifndef LIL_SIMD_TABLE_ATTENTION_H
 #define LIL_SIMD_TABLE_ATTENTION_H
 
-#include "simd_attention.h"
+#include "simd_heads.h"
 
 /* What there is beside `head`, of up to 16 queries. */
 typedef struct queries {
@@ -17,7 +19,6 @@ typedef struct queries {
     size_t count;
     _Alignas(64) float scale[ROWS];   /* of each query's levels, times logit_scale */
     _Alignas(64) float largest[ROWS]; /* of its scores */
-    int32_t sum[ROWS];                /* -LIL_OFFSET times the sum of its levels */
 } queries;
 
 /* All values of the head with one scale, which is returned. */
@@ -46,29 +47,41 @@ static void quantize_queries(const head *h, size_t q0, queries *q) {
     simd_row_scales(x, h->row_stride, q->count, h->head_dim, &s);
     lanes_store(q->scale, lanes_mul(lanes_load(s.scale), lanes_set(h->logit_scale)));
     for (size_t r = 0; r < q->count; r++) {
-        int8_t *levels = h->queries + r * h->width;
-        simd_store_levels(x + r * h->row_stride, h->head_dim, &s, r, levels, h->width);
-        int32_t sum = 0;
-        for (size_t d = 0; d < h->width && LIL_OFFSET != 0; d++) {
-            sum += levels[d];
-        }
-        q->sum[r] = -LIL_OFFSET * sum;
+        simd_store_levels(x + r * h->row_stride, h->head_dim, &s, r, h->queries + r * h->width, h->width);
     }
+}
+
+/* -LIL_OFFSET times the sum of a query's levels, in each lane. */
+LIL_INLINE lanes_i32 offset_of(const int8_t *levels, size_t width) {
+#if LIL_OFFSET
+    lanes_i32 sum = lanes_i32_set(0);
+    for (size_t d = 0; d < width; d += 4) {
+        sum = lanes_dot_levels(sum, lanes_offset_of_zeros(), levels + d);
+    }
+    return lanes_i32_sub(lanes_i32_set(0), sum);
+#else
+    (void)levels;
+    (void)width;
+    return lanes_i32_set(0);
+#endif
 }
 
 /* Scores of `count` (a literal) queries from number r on, and the largest of each, lane by lane. */
 LIL_INLINE void score_queries(const head *h, const queries *q, size_t r, size_t count, lanes largest[ROWS]) {
+    const int8_t *levels = h->queries + r * h->width;
     lanes most[LIL_KEYS];
+    lanes_i32 offset[LIL_KEYS];
     LIL_UNROLL
     for (size_t i = 0; i < count; i++) {
         most[i] = lanes_set(-INFINITY);
+        offset[i] = offset_of(levels + i * h->width, h->width);
     }
     for (size_t j0 = 0; j0 < h->num_tokens; j0 += 16) {
-        const int8_t *keys = h->keys + j0 * h->width, *levels = h->queries + r * h->width;
+        const int8_t *keys = h->keys + j0 * h->width;
         lanes_i32 acc[LIL_KEYS];
         LIL_UNROLL
         for (size_t i = 0; i < count; i++) {
-            acc[i] = lanes_i32_set(q->sum[r + i]);
+            acc[i] = lanes_i32_set(0);
         }
         for (size_t d = 0; d < h->width; d += 4, keys += 64) {
             const lanes_tile tile = lanes_offset_tile(keys);
@@ -80,11 +93,12 @@ LIL_INLINE void score_queries(const head *h, const queries *q, size_t r, size_t 
         const lanes key_scales = lanes_load(h->key_scales + j0);
         LIL_UNROLL
         for (size_t i = 0; i < count; i++) {
-            lanes s = lanes_mul(lanes_mul(lanes_from_i32(acc[i]), lanes_set(q->scale[r + i])), key_scales);
+            const lanes dot = lanes_from_i32(lanes_i32_add(acc[i], offset[i]));
+            lanes s = lanes_mul(lanes_mul(dot, lanes_set(q->scale[r + i])), key_scales);
             if (j0 + 16 > h->num_tokens) {
                 s = lanes_first(s, lanes_set(-INFINITY), h->num_tokens - j0);
             }
-            lanes_store(h->scores + (r + i) * q->padded_tokens + j0, s);
+            lanes_store(h->scores + 16 * (j0 + r + i), s);
             most[i] = lanes_max(s, most[i]);
         }
     }
@@ -109,9 +123,9 @@ static void score_all(const head *h, queries *q) {
     lanes_store(q->largest, lanes_largest16(largest));
 }
 
-/* Scores of one query to weights; gives their sum. */
-LIL_INLINE int32_t weigh_query(const head *h, const queries *q, size_t r) {
-    const float *scores = h->scores + r * q->padded_tokens;
+/* Scores of one query to weights; gives lanes that add up to their sum, which is below 2^23: exactly, in any order. */
+LIL_INLINE lanes weigh_query(const head *h, const queries *q, size_t r) {
+    const float *scores = h->scores + 16 * r;
     uint8_t *weights = (uint8_t *)h->probabilities + r * q->row;
     const lanes largest = lanes_set(q->largest[r]), last = lanes_set(255.0f);
     lanes_i32 sum = lanes_i32_set(0);
@@ -120,12 +134,22 @@ LIL_INLINE int32_t weigh_query(const head *h, const queries *q, size_t r) {
         LIL_UNROLL
         for (size_t i = 0; i < 4; i++) {
             const size_t at = j + 16 * i;
-            const lanes x = at < q->padded_tokens ? lanes_sub(largest, lanes_load(scores + at)) : last;
+            const lanes x = at < q->padded_tokens ? lanes_sub(largest, lanes_load(scores + 16 * at)) : last;
             t[i] = lanes_round(lanes_min(x, last));
         }
         sum = lanes_store_weights(weights + j, t, sum);
     }
-    return lanes_i32_total(sum);
+    return lanes_from_i32(sum);
+}
+
+/* Scores to weights; gives what the sums of the values that they weigh are multiplied with. */
+static void weigh_all(const head *h, const queries *q, float value_scale, float scale[ROWS]) {
+    lanes partial[ROWS];
+    for (size_t r = 0; r < ROWS; r++) {
+        partial[r] = r < q->count ? weigh_query(h, q, r) : lanes_zero();
+    }
+    const lanes sum = lanes_tree16(partial);
+    lanes_store(scale, lanes_where_ge(sum, lanes_set(1.0f), lanes_div(lanes_set(value_scale), sum)));
 }
 
 static void mix_queries(const head *h, const queries *q, const float scale[ROWS], float *y) {
@@ -179,19 +203,11 @@ LIL_INLINE void table_attention_with(const lil_call *call, const lil_part *part,
             q.count = call->out[0].rows - q0 < ROWS ? call->out[0].rows - q0 : ROWS;
             quantize_queries(&h, q0, &q);
             by->score(&h, &q);
-            float scale[ROWS];
-            for (size_t r = 0; r < q.count; r++) {
-                const int32_t sum = weigh_query(&h, &q, r);
-                scale[r] = sum > 0 ? value_scale / (float)sum : 0.0f;
-            }
+            _Alignas(64) float scale[ROWS];
+            weigh_all(&h, &q, value_scale, scale);
             by->mix(&h, &q, scale, h.y + q0 * h.out_stride);
         }
     }
-}
-
-static void table_attention(const lil_call *call, const lil_part *part) {
-    static const products lanes_products = {score_all, mix_queries};
-    table_attention_with(call, part, &lanes_products);
 }
 
 #endif
