@@ -79,6 +79,7 @@ typedef struct weight_stream {
     bool is_sparse;
     size_t padded_k;
     decoder decoder;
+    size_t step_bytes;    /* of codes */
     size_t steps;         /* in all: for all outputs */
     size_t next;          /* to be decoded */
     size_t row;           /* 16 outputs number.. */
@@ -116,14 +117,17 @@ static const uint8_t *decode_stored(weight_stream *w, size_t n, uint8_t *levels)
 /* The tile of inputs [k, k + n) in the layout `tiles`; past n it is 0. */
 LIL_INLINE const uint8_t *decode_dense(weight_stream *w, size_t n, uint8_t *levels) {
     const uint8_t *codes = w->codes;
+    if (n == STEP) {
+        w->codes += w->step_bytes;
+        if (w->decoder.format == LIL_INT8) {
+            return codes; /* where it lies in the file */
+        }
+        decode_tiles_64(&w->decoder, codes, levels);
+        return levels;
+    }
     w->codes += tiles_bytes(w->decoder.format, n);
-    if (w->decoder.format == LIL_INT8 && n == STEP) {
-        return codes; /* where it lies in the file */
-    }
     decode_tiles(&w->decoder, codes, n, levels);
-    if (n < STEP) {
-        memset(levels + TILE_ROWS * n, 0, TILE_ROWS * (STEP - n));
-    }
+    memset(levels + TILE_ROWS * n, 0, TILE_ROWS * (STEP - n));
     return levels;
 }
 
@@ -149,6 +153,7 @@ static void begin_stream(weight_stream *w, const lil_constant *codes, size_t pad
     w->codes = codes->data;
     w->padded_k = padded_k;
     w->decoder = decoder_of(codes->format, false);
+    w->step_bytes = tiles_bytes(codes->format, STEP);
     w->steps = (codes->rows + 15) / 16 * ((padded_k + STEP - 1) / STEP);
     w->next = w->row = w->k = 0;
     for (int i = 0; i < AHEAD; i++) {
@@ -193,11 +198,13 @@ typedef struct finisher {
     finish how;
     size_t begin; /* the group's first row */
     size_t rows;
+    size_t rows_a_step;
     sums *sums;   /* NULL: nothing to do */
 } finisher;
 
 static void finish_until(const finisher *f, size_t until) {
     sums *s = f->sums;
+    until = until < f->rows ? until : f->rows;
     if (s != NULL && s->finished < until) {
         const size_t left = f->target->outputs - s->n;
         finish_tile(f->target, f->how, s->row[s->finished], f->begin + s->finished, until - s->finished, s->n,
@@ -230,7 +237,7 @@ LIL_INLINE void multiply_all(const row_group *g, weight_stream *w, size_t step, 
         } else {
             multiply(tails, 0, STEP, w->tile[step % RING], tiles);
         }
-        finish_until(f, f->rows * (i + 1) / steps);
+        finish_until(f, f->rows_a_step * (i + 1));
     }
     int32_t(*sum)[16] = out->row;
     _tile_stored(0, sum[g->row[0] - f->begin], 64);
@@ -263,8 +270,8 @@ static void linear_group(const lil_call *call, finish how, const row_group *g, s
     sums both[2];
     weight_stream w;
     begin_stream(&w, &call->tensor[0], g->padded_k);
-    finisher f = {.target = &target, .how = how, .begin = begin, .rows = rows, .sums = NULL};
     const size_t tiles_n = (target.outputs + 15) / 16, steps = w.steps / tiles_n;
+    finisher f = {.target = &target, .how = how, .begin = begin, .rows = rows, .rows_a_step = (rows + steps - 1) / steps};
     for (size_t n = 0; n < tiles_n; n++) {
         sums *now = &both[n % 2];
         now->n = 16 * n;

@@ -51,6 +51,26 @@ LIL_INLINE void decode_pair(const decoder *d, const uint8_t *codes, size_t pair,
     }
 }
 
+/* The same for 64 inputs, which are whole blocks: 1024 bytes, to a multiple of 64. */
+LIL_INLINE void decode_tiles_64(const decoder *d, const uint8_t *codes, uint8_t *levels) {
+    __m512i tile[2];
+    if (d->format == LIL_INT6) {
+        LIL_UNROLL
+        for (size_t i = 0; i < 8; i++) {
+            decode_pair(d, codes + i / 2 * 192, i % 2, tile);
+            _mm512_store_si512(levels + 128 * i, tile[0]);
+            _mm512_store_si512(levels + 128 * i + 64, tile[1]);
+        }
+        return;
+    }
+    LIL_UNROLL
+    for (size_t i = 0; i < 8; i++) {
+        const __m512i both = _mm512_loadu_si512(codes + 64 * i);
+        _mm512_store_si512(levels + 128 * i, _mm512_permutexvar_epi8(both, d->table));
+        _mm512_store_si512(levels + 128 * i + 64, _mm512_permutexvar_epi8(_mm512_srli_epi16(both, 4), d->table));
+    }
+}
+
 /* Inputs [0, n) of a block row at `codes`, n a multiple of 8, in the order of 8-bit `tiles`: 16 * n bytes. */
 LIL_INLINE void decode_tiles(const decoder *d, const uint8_t *codes, size_t n, uint8_t *levels) {
     const size_t pairs = lil_block_cols(d->format) / 8, block_bytes = lil_block_bytes(d->format);

@@ -31,11 +31,14 @@ LIL_INLINE void finish_rows(const finish_target *t, finish how, bool full, const
     const uint8_t *scales = t->scale + 2 * n0, *biases = t->bias + 2 * n0;
     const lanes scale = full ? lanes_from_bf16(scales) : lanes_from_bf16_part(scales, count);
     const lanes bias = full ? lanes_from_bf16(biases) : lanes_from_bf16_part(biases, count);
-    float *y = t->y + r0 * t->outputs + n0;
-    const float *residual = how == FINISH_ADD ? t->residual + r0 * t->outputs + n0 : NULL;
-    for (size_t r = 0; r < rows; r++, y += t->outputs, sums += 16) {
+    /* Copies: what `t` points to could be written through y, as far as the compiler knows. */
+    const size_t stride = t->outputs;
+    const float *row_scales = t->row_scales + r0;
+    float *y = t->y + r0 * stride + n0;
+    const float *residual = how == FINISH_ADD ? t->residual + r0 * stride + n0 : NULL;
+    for (size_t r = 0; r < rows; r++, y += stride, sums += 16) {
         const lanes sum = lanes_mul(lanes_from_i32(lanes_i32_load(sums)), scale);
-        lanes value = lanes_add(lanes_mul(sum, lanes_set(t->row_scales[r0 + r])), bias);
+        lanes value = lanes_add(lanes_mul(sum, lanes_set(row_scales[r])), bias);
         if (how == FINISH_RELU) {
             value = lanes_relu(value);
         } else if (how == FINISH_GELU) {
@@ -46,7 +49,7 @@ LIL_INLINE void finish_rows(const finish_target *t, finish how, bool full, const
             value = lanes_tanh(value);
         } else if (how == FINISH_ADD) {
             value = lanes_add(value, full ? lanes_load(residual) : lanes_load_part(residual, count));
-            residual += t->outputs;
+            residual += stride;
         }
         if (full) {
             lanes_store(y, value);
