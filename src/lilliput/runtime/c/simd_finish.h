@@ -33,12 +33,12 @@ LIL_INLINE void finish_rows(const finish_target *t, finish how, bool full, const
     const lanes bias = full ? lanes_from_bf16(biases) : lanes_from_bf16_part(biases, count);
     /* Copies: what `t` points to could be written through y, as far as the compiler knows. */
     const size_t stride = t->outputs;
-    const float *row_scales = t->row_scales + r0;
+    const float *row_scale = t->row_scales + r0;
     float *y = t->y + r0 * stride + n0;
     const float *residual = how == FINISH_ADD ? t->residual + r0 * stride + n0 : NULL;
     for (size_t r = 0; r < rows; r++, y += stride, sums += 16) {
         const lanes sum = lanes_mul(lanes_from_i32(lanes_i32_load(sums)), scale);
-        lanes value = lanes_add(lanes_mul(sum, lanes_set(row_scales[r])), bias);
+        lanes value = lanes_add(lanes_mul(sum, lanes_set(row_scale[r])), bias);
         if (how == FINISH_RELU) {
             value = lanes_relu(value);
         } else if (how == FINISH_GELU) {
