@@ -26,6 +26,13 @@
 #define LIL_UNROLL
 #endif
 
+/* Ask for memory that will be written; at any address. */
+#if defined(__GNUC__)
+#define LIL_PREFETCH_WRITE(p) __builtin_prefetch((p), 1, 3)
+#else
+#define LIL_PREFETCH_WRITE(p) ((void)(p))
+#endif
+
 typedef struct lil_output { /* a buffer, row-major */
     void *data;
     size_t rows;

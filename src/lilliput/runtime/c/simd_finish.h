@@ -53,6 +53,7 @@ LIL_INLINE void finish_rows(const finish_target *t, finish how, bool full, const
         }
         if (full) {
             lanes_store(y, value);
+            LIL_PREFETCH_WRITE(y + 16); /* the row's next outputs, which are next in time too */
         } else {
             lanes_store_part(y, value, count);
         }
