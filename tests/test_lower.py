@@ -1,15 +1,16 @@
 """Lowering: the program computes what the simulated model computes, and refuses what it cannot."""
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from lilliput import artifact
 from lilliput.compress.quantize import Quantization
 from lilliput.config import LayerSettings, ModelSettings, QuantizeSettings, StemConvSettings
 from lilliput.lower import LoweringError, lower
+from lilliput.lower.blocks import lower_block
+from lilliput.lower.emit import Emitter
 from lilliput.models.stack import base_of
 from lilliput.models.vit import ViT
 from lilliput.program import reference
@@ -37,6 +38,11 @@ ARCHITECTURES = {
         ),
         (8, 8, 1),
     ),
+}
+DEIT = ModelSettings(patch_size=4, embed_dim=24, depth=2, num_heads=3, mlp_dim=40, distillation="head")
+ARCHITECTURES |= {
+    "distillation token": (DEIT.model_copy(update={"distillation": "token"}), (8, 8, 1)),
+    "distillation head": (DEIT, (8, 12, 3)),
 }
 METADATA = {"labels": [str(i) for i in range(5)], "provenance": {}}
 
@@ -80,24 +86,25 @@ def test_the_class_token_alone_gives_the_bits_of_all_tokens(name: str, monkeypat
     model = quantized_model(name)
     pruned = lower(model, METADATA)
 
-    def whole(self: Any, name: str, block: Any, x: Any) -> Any:
-        return self.builder.emit("select_row", [self._block(name, block, x)], row=0)
+    def whole(emit: Emitter, name: str, block: nn.Module, x: int, first_row_only: bool = False) -> int:
+        y = lower_block(emit, name, block, x)
+        return emit.row(y, 0) if first_row_only else y
 
-    monkeypatch.setattr("lilliput.lower._Lowering._last_block", whole)
+    monkeypatch.setattr("lilliput.lower.images.lower_block", whole)
     full = lower(model, METADATA)
     images = np.random.default_rng(1).integers(0, 256, (32, *model.image_shape), dtype=np.uint8)
     rows = images.reshape(32, -1, model.image_shape[2])
     assert np.array_equal(reference.run(pruned, rows).view(np.uint32), reference.run(full, rows).view(np.uint32))
     assert macs(pruned) < macs(full)
-    of_full, of_pruned = ({op.kind: op.attributes for op in p.ops}["attention"]["num_queries"] for p in (full, pruned))
+    of_full, of_pruned = ({op.kind: op.attributes for op in p.ops}["table_attention"]["num_queries"] for p in (full, pruned))
     assert (of_full, of_pruned) == (0, 1)
-    last_attention = max(index for index, op in enumerate(pruned.ops) if op.kind == "attention")
+    last_attention = max(index for index, op in enumerate(pruned.ops) if op.kind == "table_attention")
     assert {pruned.buffers[op.outputs[0]].rows for op in pruned.ops[last_attention:]} == {1}
 
 
 def test_all_tokens_are_computed_where_all_are_pooled() -> None:
     program = lower(quantized_model("mean pooling, sinusoidal"), METADATA)
-    assert [op.attributes["num_queries"] for op in program.ops if op.kind == "attention"] == [0]
+    assert [op.attributes["num_queries"] for op in program.ops if op.kind == "table_attention"] == [0]
     assert "select_row" not in {op.kind for op in program.ops}
 
 

@@ -39,10 +39,11 @@ from lilliput.models.vit import ViT
 from lilliput.program.builder import with_golden
 from lilliput.report import encode_image, render
 from lilliput.train.display import TrainingDisplay
-from lilliput.train.loop import Task, derive_seed, fit, predict
+from lilliput.train.images import ImageClassification, predict
+from lilliput.train.loop import Task, derive_seed, fit
 
 # Part of every key, with the version of Lilliput: raise it when a stage computes something else from the same settings.
-PIPELINE_VERSION = 4
+PIPELINE_VERSION = 5
 
 # What a finished stage leaves in the run's folder (training stages: `model.json` and `model.safetensors` in their own).
 PRODUCTS: dict[str, tuple[str, ...]] = {
@@ -190,8 +191,8 @@ def _train_stage(state: Run, index: int, checkpoint: Path) -> dict[str, Any]:
         if work is not None:
             work.before_step(model, step, total)
 
-    seed = derive_seed(recipe.seed, 3, index)
-    task = Task(state.data, recipe.augment, seed, checkpoint, before_step, after_step=lambda: apply_masks(model))
+    objective = ImageClassification(state.data, recipe.augment, derive_seed(recipe.seed, 3, index))
+    task = Task(objective, checkpoint, before_step, after_step=lambda: apply_masks(model))
     display = None if state.quiet else TrainingDisplay(stage, state.console)
     try:
         history = fit(model, settings, task, display)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lilliput.errors import InputError
 from lilliput.models.encoder import EncoderSettings, TextEncoder
-from lilliput.models.layers import Attention, integer_attention
+from lilliput.models.layers import Attention, table_attention
 from lilliput.models.stack import WeightQuantizer, push
 
 LAYER = {"num_heads": 2, "head_dim": 7, "mlp_dim": 11}
@@ -111,16 +111,15 @@ def test_other_texts_of_the_batch_change_no_bit() -> None:
 
 
 def test_a_masked_key_has_no_weight_and_sets_no_scale() -> None:
-    """A huge key or value in the padding would spoil the maxima that quantisation divides by. (`exp2` is never 0: even
-    its least weight, 2^-126, shows if the value is large enough.)"""
+    """A huge key or value in the padding would spoil the maxima that quantisation divides by."""
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 1, 2, 6, 4).unbind(0)
-    keys = torch.tensor([True, True, True, True, False, False])
+    keys = torch.tensor([True, True, True, True, False, False])[None, None, None]
     k[..., 4:, :], v[..., 4:, :] = 100.0, 1e38
-    whole = integer_attention(q, k, v, 0.5, keys)
-    short = integer_attention(q, k[..., :4, :], v[..., :4, :], 0.5)
+    whole = table_attention(q, k, v, 0.5, keys)
+    short = table_attention(q, k[..., :4, :], v[..., :4, :], 0.5)
     torch.testing.assert_close(whole, short, atol=1e-6, rtol=1e-6)
-    unmasked = integer_attention(q, k, v, 0.5)
+    unmasked = table_attention(q, k, v, 0.5)
     assert bool((unmasked - short).abs().max() > 0.1)
 
 

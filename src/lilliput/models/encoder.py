@@ -17,6 +17,7 @@ from torch.nn.utils import parametrize
 from lilliput.config import LayerSettings, Settings
 from lilliput.errors import InputError
 from lilliput.models.layers import ACTIVATIONS, Activation, Attention, Block, BlockStyle, Linear, Mlp, NoNorm
+from lilliput.models.stack import rows_of
 
 Family = Literal["bert", "roberta", "distilbert", "albert", "mobilebert"]
 
@@ -237,9 +238,13 @@ class TextEncoder(nn.Module):
         Raises:
             InputError: there are more tokens than positions, or the mask has another shape.
         """
-        x = self._embed(ids, mask)
+        x = self.embed(ids, mask)
         for index in self.settings.resolved_order():
             x = self.blocks[index](x, mask)
+        return self.output(x, mask)
+
+    def output(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """What `forward` returns, from what the last block gives."""
         if self.norm is not None:
             x = self.norm(x)
         if self.settings.pooling is None:
@@ -251,18 +256,19 @@ class TextEncoder(nn.Module):
 
     def hidden_states(self, ids: Tensor, mask: Tensor | None = None) -> list[Tensor]:
         """What goes into the first block and what comes out of each: depth + 1 tensors [B, T, D]."""
-        states = [self._embed(ids, mask)]
+        states = [self.embed(ids, mask)]
         for index in self.settings.resolved_order():
             states.append(self.blocks[index](states[-1], mask))
         return states
 
-    def _embed(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+    def embed(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """What goes into the first block, [B, T, D]."""
         settings, tokens = self.settings, ids.shape[1]
         if tokens > settings.num_positions:
             raise InputError(f"a text of {tokens} tokens: this model has positions for {settings.num_positions}")
         if mask is not None and mask.shape != ids.shape:
             raise InputError(f"a mask of shape {list(mask.shape)}: it must be that of the ids, {list(ids.shape)}")
-        x = F.embedding(ids, self.words)
+        x = rows_of(self, "words", ids)
         if settings.trigram:
             x = _with_neighbors(x if mask is None else x * mask[..., None])
         if self.projection is not None and settings.projection == "words":

@@ -105,38 +105,33 @@ class Attention(nn.Module):
         if layer_of(first, "weight", WeightQuantizer) is None:
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=keys, scale=self.logit_scale)
         else:
-            context = integer_attention(q, k, v, self.logit_scale, keys)
+            context = table_attention(q, k, v, self.logit_scale, keys)
         return self.proj(context.transpose(1, 2).reshape(batch, tokens, self.num_heads * self.head_dim))
 
 
-def exp2(x: Tensor) -> Tensor:
-    """The program's 2^x for x <= 0: a cubic between the whole powers (docs/format.md)."""
-    x = x.clamp(min=float(mathfn.EXP2_MIN))
-    n = x.detach().round()
-    p = torch.full_like(x, float(mathfn.EXP2_C[0]))
-    for c in mathfn.EXP2_C[1:]:
-        p = p * (x - n) + float(c)
-    return torch.ldexp(p, n)
+def table_attention(q: Tensor, k: Tensor, v: Tensor, logit_scale: float, keys: Tensor | None = None) -> Tensor:
+    """The program's `table_attention` op on [B, H, T, head_dim]: products and sums of integer levels, one scale a token
+    for queries and keys and one a head for values, and weights from a table of a softmax to base 2.
 
-
-def integer_attention(q: Tensor, k: Tensor, v: Tensor, logit_scale: float, keys: Tensor | None = None) -> Tensor:
-    """The program's `attention` op on [B, H, T, head_dim]: both products on integer levels, one scale a token.
-
-    The program never sees padding, so a key that `keys` (bool, broadcast to [B, H, T, T]) masks has weight 0 and takes
-    part in no maximum.
+    The gradient is that of the softmax. The program never sees padding, so a key that `keys` (bool [B, 1, 1, T]) masks
+    has weight 0 and takes part in no maximum.
     """
     q_levels, q_scale = quantize_rows(q)
     k_levels, k_scale = quantize_rows(k)
-    v_levels, v_scale = quantize_rows(v)
-    logits = (q_levels @ k_levels.transpose(-1, -2)) * (q_scale * (logit_scale * LOG2E)) * k_scale.transpose(-1, -2)
     if keys is not None:
-        logits = logits.masked_fill(~keys, -math.inf)
-    exponentials = exp2(logits - logits.amax(dim=-1, keepdim=True).detach())
+        v = v.masked_fill(~keys.transpose(-1, -2), 0.0)
+    v_levels, v_scale = quantize_rows(v.flatten(-2))
+    scale = q_scale * (logit_scale * LOG2E * mathfn.STEPS)
+    scores = (q_levels @ k_levels.transpose(-1, -2)) * scale * k_scale.transpose(-1, -2)
     if keys is not None:
-        exponentials = exponentials.masked_fill(~keys, 0.0)  # `exp2` is never smaller than 2^-126
-    weighted = exponentials * v_scale.transpose(-1, -2)
-    levels, scale = quantize_rows(weighted)
-    return (levels @ v_levels) * (scale / exponentials.sum(dim=-1, keepdim=True))
+        scores = scores.masked_fill(~keys, -math.inf)
+    steps = scores.amax(dim=-1, keepdim=True).detach() - scores
+    smooth = mathfn.WEIGHTS[0].item() * torch.exp2(-steps / mathfn.STEPS)
+    table = torch.from_numpy(mathfn.WEIGHTS).to(smooth.device, smooth.dtype)
+    weights = smooth + (table[steps.detach().clamp(max=255.0).round().long()] - smooth).detach()
+    # smooth + (exact - smooth) is exact only nearly, and the sums must be those of whole numbers
+    weights = round_ste(weights)
+    return (weights @ v_levels.reshape(v.shape)) * (v_scale[..., None] / weights.sum(dim=-1, keepdim=True))
 
 
 class NoNorm(nn.Module):

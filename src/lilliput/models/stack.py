@@ -9,6 +9,7 @@ program will compute.
 from typing import Any, TypeVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -114,7 +115,10 @@ class WeightQuantizer(nn.Module):
             return self.nearest(weight / self.row_scale())
 
     def forward(self, weight: Tensor) -> Tensor:
-        scale = self.row_scale()
+        return self.quantized(weight, self.row_scale())
+
+    def quantized(self, weight: Tensor, scale: Tensor) -> Tensor:
+        """`weight` [n, K] on the grid of `scale` [n, 1]: all rows and `row_scale()`, or some rows and theirs."""
         if self.learned:
             factor = (weight.shape[-1] * self.max_level) ** -0.5
             scale = scale * factor + (scale * (1.0 - factor)).detach()
@@ -122,11 +126,12 @@ class WeightQuantizer(nn.Module):
         return (v + (self.nearest(v) - v).detach()) * scale
 
     @torch.no_grad()
-    def search(self, weight: Tensor, candidates: int = 40) -> None:
+    def search(self, weight: Tensor, importance: Tensor | None = None, candidates: int = 40) -> None:
         """Set each row's scale to the candidate of least squared error; a row of zeros gets 1.
 
         Candidates are `max|w| / max_level` and geometrically 0.25 to 1.2 times that, rounded to bfloat16 first so
-        that the error that is compared is the one of the file.
+        that the error that is compared is the one of the file. `importance` [K] weighs the errors of a row's entries,
+        for example by the mean squares of what they are multiplied with.
         """
         amax = weight.abs().amax(dim=-1, keepdim=True)
         base = amax / self.max_level
@@ -135,7 +140,8 @@ class WeightQuantizer(nn.Module):
         for factor in [1.0, *torch.logspace(-2.0, 0.263, candidates - 1, base=2.0).tolist()]:
             scale = (base * factor).to(torch.bfloat16).to(torch.float32)
             safe = torch.where(scale > 0, scale, 1.0)
-            error = (self.nearest(weight / safe) * safe - weight).square().sum(dim=-1, keepdim=True)
+            squares = (self.nearest(weight / safe) * safe - weight).square()
+            error = (squares if importance is None else squares * importance).sum(dim=-1, keepdim=True)
             better = (error < best) & (amax > 0)
             best = torch.where(better, error, best)
             chosen = torch.where(better, safe, chosen)
@@ -155,6 +161,17 @@ def base_of(module: nn.Module, name: str) -> Tensor:
     if not parametrize.is_parametrized(module, name):
         return cast(Tensor, getattr(module, name))
     return cast(Tensor, cast(nn.ModuleDict, module.parametrizations)[name].original)
+
+
+def rows_of(module: nn.Module, name: str, ids: Tensor) -> Tensor:
+    """Rows `ids` [...] of the table `name`, [..., K]. Where it has a quantiser alone only these rows are quantised."""
+    stack = cast(nn.ModuleDict, module.parametrizations)[name] if parametrize.is_parametrized(module, name) else ()
+    layers = list(cast(nn.ModuleList, stack))
+    if len(layers) != 1 or not isinstance(layers[0], WeightQuantizer):
+        return F.embedding(ids, cast(Tensor, getattr(module, name)))
+    unique, places = ids.unique(return_inverse=True)
+    rows = layers[0].quantized(F.embedding(unique, base_of(module, name)), layers[0].row_scale()[unique])
+    return F.embedding(places, rows)
 
 
 def push(module: nn.Module, name: str, layer: nn.Module) -> None:

@@ -1,0 +1,117 @@
+"""What image and text models share: layers as ops, and constants as tensors of the program, each once."""
+
+import math
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lilliput.errors import UserError
+from lilliput.models.layers import Attention, Linear, Mlp, NoNorm
+from lilliput.models.stack import WeightQuantizer, layer_of, levels_and_scale
+from lilliput.program.builder import ProgramBuilder
+from lilliput.program.formats import weight_layout
+from lilliput.program.mathfn import STEPS
+from lilliput.program.ops import ACTIVATIONS
+
+LOG2E = math.log2(math.e)
+
+
+class LoweringError(UserError):
+    """The model cannot become a program: a weight is not quantised, or not finite."""
+
+
+class Emitter:
+    """Appends a layer's ops to a program in the making. Handles (int) are the builder's; names are the model's.
+
+    A layer that is used at several depths has its tensors in the program once, and what several layers read is
+    quantised once.
+
+    Args:
+        columns: for each `Linear` by name, the order of its columns in the program.
+    """
+
+    def __init__(self, columns: dict[str, Tensor]) -> None:
+        self.columns = columns
+        self.builder = ProgramBuilder()
+        self._tensors: dict[str, int] = {}
+        self._quantized: dict[int, tuple[int, int]] = {}
+
+    def vector(self, name: str, role: str, values: Tensor, format: str = "bf16") -> int:
+        """A constant of one row."""
+        if name not in self._tensors:
+            self._tensors[name] = self.builder.tensor(
+                name, role=role, format=format, layout="rows", values=array(values).reshape(1, -1)
+            )
+        return self._tensors[name]
+
+    def table(self, model: nn.Module, name: str, role: str = "embedding", rows: int | None = None) -> list[int]:
+        """Codes and scales of an embedding table, or of its first `rows`."""
+        levels, scale = levels_and_scale(model, name)
+        codes = self._codes(name, role, array(levels[:rows]).astype(np.int8), _quantizer(model, name), "rows")
+        return [codes, self.vector(f"{name}.scale", "scale", scale[:rows])]
+
+    def quantize(self, x: int) -> tuple[int, int]:
+        if x not in self._quantized:
+            self._quantized[x] = self.builder.emit("quantize", [x])
+        return self._quantized[x]
+
+    def linear(self, name: str, linear: Linear, x: int, activation: str = "none", residual: int | None = None) -> int:
+        quantized, tensors = self.quantize(x), self.weights(name, linear)
+        if residual is not None:
+            return self.builder.emit("linear_add", [*quantized, residual], tensors=tensors)
+        return self.builder.emit("linear", list(quantized), tensors=tensors, activation=ACTIVATIONS[activation])
+
+    def weights(self, name: str, linear: Linear, factor: float = 1.0) -> list[int]:
+        """Codes, scales and bias of a layer whose output is multiplied by `factor`, a power of two."""
+        levels, scale = levels_and_scale(linear, "weight")
+        values = array(levels[:, self.columns[name]]).astype(np.int8)
+        quantizer = _quantizer(linear, "weight")
+        layout = weight_layout(values, quantizer.format_name)
+        codes = self._codes(f"{name}.weight", "weight", values, quantizer, layout)
+        bias = self.vector(f"{name}.bias", "bias", linear.bias * factor)
+        return [codes, self.vector(f"{name}.weight.scale", "scale", scale * factor), bias]
+
+    def norm(self, name: str, norm: nn.Module, x: int) -> int:
+        """LayerNorm or NoNorm."""
+        assert isinstance(norm, nn.LayerNorm | NoNorm)
+        tensors = [self.vector(f"{name}.weight", "norm", norm.weight), self.vector(f"{name}.bias", "norm", norm.bias)]
+        if isinstance(norm, NoNorm):
+            return self.builder.emit("scale_shift", [x], tensors=tensors)
+        return self.builder.emit("layer_norm", [x], tensors=tensors, eps=norm.eps)
+
+    def attention(self, attention: Attention, qkv: int, num_queries: int) -> int:
+        """The context of each head, [T or `num_queries`, H * head_dim], from q, k and v side by side."""
+        return self.builder.emit(
+            "table_attention",
+            [qkv],
+            num_heads=attention.num_heads,
+            head_dim=attention.head_dim,
+            logit_scale=attention.logit_scale * LOG2E * STEPS,  # the format's softmax is to base 2, in steps
+            num_queries=num_queries,
+        )
+
+    def mlp(self, name: str, mlp: Mlp, x: int, residual: int) -> int:
+        hidden = self.linear(f"{name}.fc1", mlp.fc1, x, activation=mlp.activation)
+        return self.linear(f"{name}.fc2", mlp.fc2, hidden, residual=residual)
+
+    def row(self, x: int, row: int) -> int:
+        return self.builder.emit("select_row", [x], row=row)
+
+    def _codes(self, name: str, role: str, values: NDArray[np.int8], quantizer: WeightQuantizer, layout: str) -> int:
+        if name not in self._tensors:
+            self._tensors[name] = self.builder.tensor(
+                name, role=role, format=quantizer.format_name, layout=layout, values=values
+            )
+        return self._tensors[name]
+
+
+def _quantizer(module: nn.Module, name: str) -> WeightQuantizer:
+    quantizer = layer_of(module, name, WeightQuantizer)
+    assert quantizer is not None, "`lower` has looked for it"
+    return quantizer
+
+
+def array(tensor: Tensor) -> NDArray[np.float32]:
+    return tensor.detach().to("cpu", torch.float32).numpy()
