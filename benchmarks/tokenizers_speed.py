@@ -27,7 +27,8 @@ from tokenizers import __version__
 
 from lilliput.files import write_atomic
 from lilliput.measure import commit, machine_info
-from lilliput.text import Tokenizer, read_tokenizer
+from lilliput.text import Tokenizer
+from lilliput.text.huggingface import read_tokenizer
 
 Encode = Callable[[list[str]], Any]
 

@@ -96,7 +96,9 @@ def test_the_class_token_alone_gives_the_bits_of_all_tokens(name: str, monkeypat
     rows = images.reshape(32, -1, model.image_shape[2])
     assert np.array_equal(reference.run(pruned, rows).view(np.uint32), reference.run(full, rows).view(np.uint32))
     assert macs(pruned) < macs(full)
-    of_full, of_pruned = ({op.kind: op.attributes for op in p.ops}["table_attention"]["num_queries"] for p in (full, pruned))
+    of_full, of_pruned = (
+        {op.kind: op.attributes for op in p.ops}["table_attention"]["num_queries"] for p in (full, pruned)
+    )
     assert (of_full, of_pruned) == (0, 1)
     last_attention = max(index for index, op in enumerate(pruned.ops) if op.kind == "table_attention")
     assert {pruned.buffers[op.outputs[0]].rows for op in pruned.ops[last_attention:]} == {1}

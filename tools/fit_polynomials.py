@@ -1,4 +1,5 @@
-"""Fit the polynomials of `exp2`, `gelu`, `gelu_tanh` and `tanh` (docs/format.md, "Exact arithmetic") and print their float32 literals.
+"""Fit the polynomials of `exp2`, `gelu`, `gelu_tanh` and `tanh` (docs/format.md, "Exact arithmetic") and print their
+float32 literals.
 
     python tools/fit_polynomials.py python   the constants of src/lilliput/program/mathfn.py
     python tools/fit_polynomials.py c        the whole of src/lilliput/runtime/c/lil_tables.h

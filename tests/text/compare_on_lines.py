@@ -18,7 +18,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer as Reference
 
-from lilliput.text import Tokenizer, read_tokenizer
+from lilliput.text import Tokenizer
+from lilliput.text.huggingface import read_tokenizer
 
 CHUNK = 10_000
 

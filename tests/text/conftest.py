@@ -14,7 +14,8 @@ import pytest
 from tokenizers import Tokenizer as Reference
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
-from lilliput.text import Tokenizer, read_tokenizer
+from lilliput.text import Tokenizer
+from lilliput.text.huggingface import read_tokenizer
 
 Spec = dict[str, Any]
 Pair = tuple[Tokenizer, Reference]

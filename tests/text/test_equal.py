@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Reference
 
-from lilliput.text import Tokenizer, read_tokenizer
+from lilliput.text import Tokenizer
+from lilliput.text.huggingface import read_tokenizer
 
 Spec = dict[str, Any]
 Pair = tuple[Tokenizer, Reference]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lilliput.errors import DataError
-from lilliput.text import Tokenizer, read_tokenizer
+from lilliput.text import Tokenizer
+from lilliput.text.huggingface import read_tokenizer
 
 Spec = dict[str, Any]
 BERT_WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##b")

@@ -14,7 +14,8 @@ import pytest
 from numpy.typing import NDArray
 
 from lilliput.errors import ArtifactError, InputError
-from lilliput.text import Tokenizer, read_tokenizer
+from lilliput.text import Tokenizer
+from lilliput.text.huggingface import read_tokenizer
 
 Spec = dict[str, Any]
 Parts = tuple[dict[str, Any], list[bytes], NDArray[np.uint32]]

@@ -1,7 +1,6 @@
 """Tokenizers: texts into token ids, equal to those of Hugging Face's `tokenizers`, by a small C core (c/). numpy is all
 it needs."""
 
-from lilliput.text.huggingface import read_tokenizer
 from lilliput.text.tokenizer import Tokenizer
 
-__all__ = ["Tokenizer", "read_tokenizer"]
+__all__ = ["Tokenizer"]
