@@ -16,7 +16,7 @@ static size_t dims_at_once(size_t width) {
     return dims;
 }
 
-/* Register 0: products; 4: queries [16][dims], 5: keys [dims / 4][16 keys][4]; 6: weights [16][64 tokens],
+/* Registers 0 to 3: products; 4: queries [16][dims], 5: keys [dims / 4][16 keys][4]; 6: weights [16][64 tokens],
  * 7: values [16][16 dims][4 tokens]. */
 static void configure_attention(size_t width) {
     const size_t dims = dims_at_once(width);
@@ -29,19 +29,54 @@ static void configure_attention(size_t width) {
     _tile_loadconfig(&config);
 }
 
-/* Products of 16 queries with all keys, as int32 where the scores will be. */
+/* Products of 16 queries with `tiles` (1..4, a literal) times 16 keys, as int32 where the scores will be. Each tile has
+ * sums of its own, because a product takes long. */
+LIL_INLINE void multiply_key_tiles(const head *h, size_t dims, const int8_t *keys, float *sums_at, size_t tiles) {
+    const size_t next = 16 * h->width; /* bytes of 16 keys */
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (size_t d = 0; d < h->width; d += dims, keys += 16 * dims) {
+        _tile_loadd(4, h->queries + d, h->width);
+        _tile_loadd(5, keys, 64);
+        _tile_dpbssd(0, 4, 5);
+        if (tiles > 1) {
+            _tile_loadd(5, keys + next, 64);
+            _tile_dpbssd(1, 4, 5);
+        }
+        if (tiles > 2) {
+            _tile_loadd(5, keys + 2 * next, 64);
+            _tile_dpbssd(2, 4, 5);
+        }
+        if (tiles > 3) {
+            _tile_loadd(5, keys + 3 * next, 64);
+            _tile_dpbssd(3, 4, 5);
+        }
+    }
+    _tile_stored(0, sums_at, 64);
+    if (tiles > 1) {
+        _tile_stored(1, sums_at + 256, 64);
+    }
+    if (tiles > 2) {
+        _tile_stored(2, sums_at + 512, 64);
+    }
+    if (tiles > 3) {
+        _tile_stored(3, sums_at + 768, 64);
+    }
+}
+
 static void multiply_keys(const head *h, size_t padded_tokens) {
     const size_t dims = dims_at_once(h->width);
-    const int8_t *keys = h->keys;
+    size_t j = 0;
     __asm__ volatile("" ::: "memory"); /* tile loads do not say to the compiler that they read memory */
-    for (size_t j = 0; j < padded_tokens; j += 16) {
-        _tile_zero(0);
-        for (size_t d = 0; d < h->width; d += dims, keys += 16 * dims) {
-            _tile_loadd(4, h->queries + d, h->width);
-            _tile_loadd(5, keys, 64);
-            _tile_dpbssd(0, 4, 5);
-        }
-        _tile_stored(0, h->scores + 16 * j, 64);
+    for (; j + 64 <= padded_tokens; j += 64) {
+        multiply_key_tiles(h, dims, h->keys + j * h->width, h->scores + 16 * j, 4);
+    }
+    switch ((padded_tokens - j) / 16) {
+    case 1: multiply_key_tiles(h, dims, h->keys + j * h->width, h->scores + 16 * j, 1); break;
+    case 2: multiply_key_tiles(h, dims, h->keys + j * h->width, h->scores + 16 * j, 2); break;
+    case 3: multiply_key_tiles(h, dims, h->keys + j * h->width, h->scores + 16 * j, 3); break;
     }
 }
 
@@ -84,21 +119,30 @@ static void score_tiles(const head *h, queries *q) {
     lanes_store(q->largest, lanes_largest16(most));
 }
 
-/* Outputs of 16 dims from d on. */
-static void mix_tiles_at(const head *h, const queries *q, const float scale[ROWS], size_t d, float *y) {
-    const size_t fours = (h->num_tokens + 3) / 4;
-    const int8_t *values = h->values + 64 * (d / 16 * fours), *weights = h->probabilities;
-    _Alignas(64) int32_t mixed[16][16];
+/* Outputs of 16 dims, or `two`, a literal, of 32 dims from d on. */
+LIL_INLINE void mix_tiles_at(const head *h, const queries *q, const float scale[ROWS], size_t d, bool two, float *y) {
+    const size_t slice = 64 * ((h->num_tokens + 3) / 4);
+    const int8_t *values = h->values + d / 16 * slice, *weights = h->probabilities;
+    _Alignas(64) int32_t mixed[2][16][16];
     _tile_zero(0);
+    _tile_zero(1);
     __asm__ volatile("" ::: "memory");
     for (size_t j = 0; j < q->row; j += 64, values += 1024) { /* weights behind the last token are 0 */
         _tile_loadd(6, weights + j, q->row);
         _tile_loadd(7, values, 64);
         _tile_dpbssd(0, 6, 7);
+        if (two) {
+            _tile_loadd(7, values + slice, 64);
+            _tile_dpbssd(1, 6, 7);
+        }
     }
-    _tile_stored(0, mixed, 64);
+    _tile_stored(0, mixed[0], 64);
+    _tile_stored(1, mixed[1], 64);
     for (size_t r = 0; r < q->count; r++, y += h->out_stride) {
-        store_output(h, lanes_i32_load(mixed[r]), scale[r], d, y);
+        store_output(h, lanes_i32_load(mixed[0][r]), scale[r], d, y);
+        if (two) {
+            store_output(h, lanes_i32_load(mixed[1][r]), scale[r], d + 16, y);
+        }
     }
 }
 
@@ -107,8 +151,12 @@ static void mix_tiles(const head *h, const queries *q, const float scale[ROWS], 
         mix_queries(h, q, scale, y);
         return;
     }
-    for (size_t d = 0; d < h->width; d += 16) {
-        mix_tiles_at(h, q, scale, d, y);
+    size_t d = 0;
+    for (; d + 32 <= h->width; d += 32) {
+        mix_tiles_at(h, q, scale, d, true, y);
+    }
+    if (d < h->width) {
+        mix_tiles_at(h, q, scale, d, false, y);
     }
 }
 
