@@ -43,16 +43,21 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     return report
 
 
-def _hostile_files() -> ModuleType:
-    """The module `hostile_files` beside this file; tests are no packages, so it is loaded by its path, once."""
-    name = "tests.hostile_files"
+def _beside(file: str) -> ModuleType:
+    """A module beside this file; tests are no packages, so it is loaded by its path, once."""
+    path = Path(__file__).parent / file
+    name = f"tests.{path.parent.name if path.stem == '__init__' else path.stem}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name("hostile_files") / "__init__.py")
+        spec = importlib.util.spec_from_file_location(name, path)
         assert spec is not None
         assert spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+def _hostile_files() -> ModuleType:
+    return _beside("hostile_files/__init__.py")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -73,3 +78,9 @@ def good_file() -> bytes:
     """The `.lil` file that the hostile ones were made from."""
     data: bytes = _hostile_files().good_file()
     return data
+
+
+@pytest.fixture(scope="session")
+def text_models() -> ModuleType:
+    """The module `text_program` beside this file: small models of text."""
+    return _beside("text_program.py")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -123,8 +124,11 @@ def test_version_and_help(lil: Any) -> None:
     assert lil("--version") == (0, f"lilliput {lilliput.__version__}\n", "")
     result = lil("--help")
     assert result.code == 0
-    for command in ("run", "eval", "predict", "inspect", "report", "data"):
-        assert command in result.out
+    commands = ("run", "eval", "predict", "embed", "inspect", "bench", "report", "data")
+    places = [re.search(rf"^\W*{command} ", result.out, re.MULTILINE) for command in commands]
+    assert [place.start() for place in places if place] == sorted(place.start() for place in places if place)
+    assert all(places)
+    for command in commands:
         assert lil(command, "--help").code == 0
 
 
@@ -256,7 +260,7 @@ def test_run_hands_over_recipe_folder_and_overrides(lil: Any, recipe: Path, pipe
         (["--frobnicate"], "--frobnicate"),
         (["run"], "RECIPE"),
         (["eval"], "MODEL"),
-        (["predict", "model.lil"], "IMAGE"),
+        (["predict", "model.lil"], "no INPUT; give images or texts, or --file FILE"),
         (["predict", "m", "i", "--top", "0"], "--top"),
         (["predict", "m", "i", "--top", "many"], "--top"),
         (["inspect"], "MODEL_OR_RUN"),
@@ -349,7 +353,7 @@ def test_a_missing_package_says_what_to_install(
     def fail(*arguments: Any, **options: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(cli, "_data_settings", fail)
+    monkeypatch.setattr("lilliput.cli.data.data_settings", fail)
     monkeypatch.setattr("lilliput.config.load_recipe", fail)
     monkeypatch.setattr("lilliput.report.records.read_json", fail)
     target = {"run": recipe, "data": "digits", "report": "runs"}[command]

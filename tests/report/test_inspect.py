@@ -3,14 +3,17 @@
 import json
 import struct
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lilliput.errors import ArtifactError
+from lilliput import artifact
+from lilliput.errors import ArtifactError, InputError
 from lilliput.program.program import Program
 from lilliput.report.inspect import inspect_file, layer_name
+from lilliput.runtime.opening import open_text_model
 
 POT4 = [0, 1, 2, 4, 8, 16, 32, 64, 0, -1, -2, -4, -8, -16, -32, -64]
 
@@ -27,7 +30,8 @@ def raw(model_file: Path) -> bytes:
 
 def sections(raw: bytes) -> list[tuple[int, int, int, int]]:
     """The file's section table: (kind, count, offset, bytes)."""
-    return [struct.unpack_from("<IIQQ", raw, 48 + 24 * index) for index in range(6)]
+    (count,) = struct.unpack_from("<I", raw, 40)
+    return [struct.unpack_from("<IIQQ", raw, 48 + 24 * index) for index in range(count)]
 
 
 def tensor_records(raw: bytes) -> list[tuple[int, int, int, int, int, int]]:
@@ -56,16 +60,16 @@ def level(raw: bytes, start: int, format: int, cols: int, n: int, k: int) -> int
     return POT4[byte >> 4 if tile % 2 else byte & 15]
 
 
-def test_items_add_up_and_match_a_map_of_the_file(contents: dict[str, Any], raw: bytes) -> None:
-    assert contents["file_bytes"] == len(raw) == sum(contents["bytes"].values())
+def owners(contents: dict[str, Any], raw: bytes, golden: list[tuple[int, int]]) -> dict[str, int]:
+    """Bytes by category, from a map of the file; `golden`: start in the section and bytes of each part of it."""
     owner = np.full(len(raw), "padding", dtype=object)
 
     def own(start: int, size: int, name: str) -> None:
         assert (owner[start : start + size] == "padding").all()
         owner[start : start + size] = name
 
-    own(0, 48 + 6 * 24, "tables")
     table = sections(raw)
+    own(0, 48 + len(table) * 24, "tables")
     for _, _, offset, size in table[:3]:
         own(offset, size, "tables")
     for record, tensor in zip(tensor_records(raw), contents["tensors"], strict=True):
@@ -73,13 +77,21 @@ def test_items_add_up_and_match_a_map_of_the_file(contents: dict[str, Any], raw:
         category = "codes" if format >= 3 else "scales" if tensor["role"] == "scale" else "vectors"
         own(table[3][2] + offset, size_of(format, layout, rows, cols), category)
     own(table[4][2], table[4][3], "metadata")
-    examples, pixels, outputs = 2, 16, 3
-    assert table[5][1] == contents["golden_examples"] == examples
-    own(table[5][2], examples * pixels, "golden")
-    own(table[5][2] + 64, examples * outputs * 4, "golden")
-    assert {name: int((owner == name).sum()) for name in contents["bytes"]} == contents["bytes"]
-    assert contents["bytes"]["padding"] > 0
+    for start, size in golden:
+        own(table[5][2] + start, size, "golden")
+    for _, _, offset, size in table[6:]:
+        own(offset, size, "vocabulary")
     assert not any(raw[index] for index in np.flatnonzero(owner == "padding"))
+    return {name: int((owner == name).sum()) for name in contents["bytes"]}
+
+
+def test_items_add_up_and_match_a_map_of_the_file(contents: dict[str, Any], raw: bytes) -> None:
+    assert contents["file_bytes"] == len(raw) == sum(contents["bytes"].values())
+    examples, pixels, outputs = 2, 16, 3
+    assert sections(raw)[5][1] == contents["golden_examples"] == examples
+    assert owners(contents, raw, [(0, examples * pixels), (64, examples * outputs * 4)]) == contents["bytes"]
+    assert contents["bytes"]["padding"] > 0
+    assert (contents["bytes"]["vocabulary"], contents["sequence"]) == (0, None)
 
 
 def test_zeros_are_the_planted_ones_and_those_of_the_bytes(
@@ -185,3 +197,58 @@ def test_damaged_and_missing_files_are_refused(model_file: Path, tmp_path: Path)
         inspect_file(damaged)
     with pytest.raises(ArtifactError, match=r"absent\.lil"):
         inspect_file(tmp_path / "absent.lil")
+
+
+# --- models of text --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def text_file(text_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "model.lil"
+    artifact.write(text_models.text_program(), path)
+    return path
+
+
+def test_text_items_add_up_and_match_a_map_of_the_file(text_file: Path, text_models: ModuleType) -> None:
+    contents, raw = inspect_file(text_file), text_file.read_bytes()
+    assert contents["file_bytes"] == len(raw) == sum(contents["bytes"].values())
+    ids = 3 + 6
+    assert sections(raw)[5][1] == contents["golden_examples"] == 2
+    assert owners(contents, raw, [(0, 4 * (2 + ids)), (64, 2 * 36 * 4)]) == contents["bytes"]
+    letters = sum(map(len, text_models.WORDS))  # behind the number of merges, and of each token its end
+    assert contents["bytes"]["vocabulary"] == 4 + 4 * len(text_models.WORDS) + letters
+    assert json.loads(json.dumps(contents))["metadata"]["tokenizer"]["kind"] == "wordpiece"
+
+
+def test_what_a_sequence_takes(text_file: Path) -> None:
+    contents = inspect_file(text_file)
+    assert contents["sequence"] == {
+        "max_tokens": 24,
+        "num_tokens": 24,
+        "arena_bytes_per_token": artifact.read(text_file).arena_bytes,
+        "vocabulary_tokens": 14,
+        "merges": 0,
+    }
+    with open_text_model(text_file) as session:
+        assert contents["arena_bytes"] == session.arena_bytes == session.sequence_arena_bytes(24)
+    for buffer in contents["buffers"]:
+        assert buffer["rows"] in (0, 1)
+        assert buffer["reserved_bytes"] == (buffer["bytes"] if buffer["place"] == "arena" else 0)
+    assert contents["ops"][0]["shape"] == [0, 36]
+    assert contents["ops"][-1]["shape"] == [1, 36]
+
+
+def test_work_follows_the_length(text_file: Path) -> None:
+    width, mlp, blocks = 36, 52, 2
+    for tokens in (1, 7, 24):
+        products = tokens * (3 * width * width + width * width + 2 * width * mlp)
+        attention = 2 * tokens * tokens * width
+        contents = inspect_file(text_file, tokens)
+        assert contents["macs"] == sum(op["macs"] for op in contents["ops"]) == blocks * (products + attention)
+    assert contents == inspect_file(text_file)
+
+
+def test_lengths_that_a_model_does_not_take(text_file: Path, model_file: Path) -> None:
+    for path, tokens in ((text_file, 25), (text_file, -1), (model_file, 1)):
+        with pytest.raises(InputError, match=rf"model\.lil: a sequence of {tokens} tokens; the model takes "):
+            inspect_file(path, tokens)

@@ -24,6 +24,7 @@ from lilliput.program.formats import WEIGHT_FORMATS, round_bf16
 from lilliput.program.program import Program
 from lilliput.runtime import isas
 from lilliput.runtime._lil import ALIGNMENT, Model, Threads
+from lilliput.runtime.opening import open_image_model, open_text_model
 
 if TYPE_CHECKING:
     from tests.hostile_files import HostileFile
@@ -68,12 +69,13 @@ def grey_path(tmp_path: Path) -> Path:
 
 
 def test_what_a_session_says(model_path: Path, good_program: Program) -> None:
-    with lilliput.open(model_path) as session:
+    with open_image_model(model_path) as session:
         assert session.image == (4, 4, 3)
         assert session.image.height == 4
         assert session.labels == ("a", "b", "c")
         assert session.arena_bytes == good_program.arena_bytes
         assert session.file_bytes == model_path.stat().st_size
+        assert (session.name, session.num_outputs) == (str(model_path), 3)
         assert dict(session.metadata) == dict(good_program.metadata)
         with pytest.raises(TypeError):
             session.metadata["labels"] = []
@@ -244,7 +246,7 @@ def test_a_session_outlives_the_replacement_of_its_file(model_path: Path, good_p
     with lilliput.open(model_path) as session:
         artifact.write(grey_program(), model_path)
         assert session.verify_golden() == 1
-    with lilliput.open(model_path) as session:
+    with open_image_model(model_path) as session:
         assert session.image.channels == 1
 
 
@@ -397,6 +399,17 @@ def test_more_threads_than_can_be(model_path: Path) -> None:
         lilliput.open(model_path, num_threads=2**70)
 
 
+def test_a_model_of_images_where_text_is_wanted(model_path: Path) -> None:
+    message = r"model\.lil: it takes images \(its task is image-classification\); this needs a model that takes text$"
+    with pytest.raises(InputError, match=message):
+        open_text_model(model_path)
+    with (
+        lilliput.open(model_path) as session,
+        pytest.raises(InputError, match=r"model\.lil: its task is image-classification; embed needs"),
+    ):
+        session.embed("a text")
+
+
 def test_what_the_binding_refuses(model_path: Path) -> None:
     """Memory of another size or kind than the core asks for; nothing is run, nothing is copied behind the back."""
     model = Model(model_path.read_bytes())
@@ -508,7 +521,7 @@ def test_import_and_open_bring_numpy_only(model_path: Path) -> None:
 def test_version_of_the_format_is_in_the_message(good_file: bytes, tmp_path: Path) -> None:
     path = tmp_path / "model.lil"
     path.write_bytes(good_file[:8] + struct.pack("<I", 7) + good_file[12:])
-    with pytest.raises(ArtifactError, match="another version of the format; this runtime reads version 1"):
+    with pytest.raises(ArtifactError, match="another version of the format; this runtime reads versions 1 and 2"):
         lilliput.open(path)
 
 

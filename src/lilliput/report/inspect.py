@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from lilliput import artifact
-from lilliput.artifact.layout import FIRST_SECTION, Section
+from lilliput.artifact.layout import HEADER, SECTION, Section
 from lilliput.artifact.reader import verified_sections
+from lilliput.errors import InputError
 from lilliput.program import cost
 from lilliput.program.formats import round_up
-from lilliput.program.plan import ALIGNMENT, lifetimes
+from lilliput.program.plan import ALIGNMENT, TOKEN_ALIGNMENT, lifetimes
 from lilliput.program.program import Program, Tensor
 
 # What the bytes of a file hold. Every byte belongs to exactly one of these.
@@ -18,13 +19,17 @@ CATEGORIES: dict[str, str] = {
     "scales": "scales",
     "vectors": "biases, norms and constants",
     "metadata": "metadata (labels, provenance)",
+    "vocabulary": "vocabulary of the tokenizer",
     "golden": "golden examples",
     "tables": "header and tables",
     "padding": "alignment",
 }
 
 
-def inspect_file(path: str | Path) -> dict[str, Any]:
+TOKENS_STEP = 16  # the arena is planned for a multiple of these (docs/format.md, P16)
+
+
+def inspect_file(path: str | Path, num_tokens: int = 0) -> dict[str, Any]:
     """Decode a file and account for every byte of it, as plain values for JSON.
 
     Keys: file; file_bytes; fp32_bytes (4 x parameters); parameters; weights and nonzero_weights (elements of role
@@ -32,11 +37,22 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
     bytes (category of `CATEGORIES` -> bytes; they add up to file_bytes); layers and tensors (in the file's order); ops;
     buffers (with place, offset, and first and last op of their life); metadata.
 
+    A model of text also has sequence: max_tokens; num_tokens, the length of the example whose macs they are (the
+    argument; 0: max_tokens); arena_bytes_per_token, of the tokens rounded up to 16 (arena_bytes are those of
+    max_tokens); vocabulary_tokens; merges. There, rows are 0 where a buffer has one a token, and its bytes and offset
+    are a token's. For a model of images sequence is None.
+
     Raises:
         ArtifactError: the file is missing, damaged or foreign.
+        InputError: `num_tokens` is not a length that the model takes.
     """
     path = Path(path)
     program = artifact.read(path)
+    if not 0 <= num_tokens <= program.max_tokens:
+        takes = (
+            f"sequences of 1 to {program.max_tokens} tokens" if program.max_tokens else "images, which have no tokens"
+        )
+        raise InputError(f"{path}: a sequence of {num_tokens} tokens; the model takes {takes}")
     data = path.read_bytes()
     counts = cost.parameter_counts(program)
     tensors = [_tensor(tensor) for tensor in program.tensors]
@@ -50,14 +66,15 @@ def inspect_file(path: str | Path) -> dict[str, Any]:
         "weights": counts.weights,
         "nonzero_weights": counts.nonzero_weights,
         "sparsity": counts.sparsity,
-        "arena_bytes": program.arena_bytes,
-        "macs": cost.macs(program),
+        "arena_bytes": _arena_bytes(program),
+        "macs": cost.macs(program, num_tokens),
+        "sequence": _sequence(program, num_tokens) if program.max_tokens else None,
         "formats": _formats(tensors),
         "golden_examples": len(program.golden_inputs),
         "bytes": sizes,
         "layers": _layers(tensors),
         "tensors": tensors,
-        "ops": list(_ops(program)),
+        "ops": list(_ops(program, num_tokens)),
         "buffers": list(_buffers(program)),
         "metadata": dict(program.metadata),
     }
@@ -83,10 +100,9 @@ def _bytes_by_category(program: Program, sections: dict[str, Section]) -> dict[s
     sizes["metadata"] = sections["metadata"].size
     lengths = 4 * len(program.golden_inputs) if program.max_tokens else 0
     sizes["golden"] = lengths + sum(one.nbytes for one in program.golden_inputs) + program.golden_outputs.nbytes
-    first = FIRST_SECTION[program.version]
+    first = HEADER.itemsize + SECTION.itemsize * len(sections)
     sizes["tables"] = first + sum(sections[name].size for name in ("buffers", "tensors", "ops"))
-    if "vocabulary" in sections:
-        sizes["vocabulary"] = sections["vocabulary"].size
+    sizes["vocabulary"] = sections["vocabulary"].size if "vocabulary" in sections else 0
     between, end = 0, first
     for section in sections.values():
         between += section.offset - end
@@ -133,8 +149,23 @@ def _layers(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(layers.values())
 
 
-def _ops(program: Program) -> Iterator[dict[str, Any]]:
-    for op, spent in zip(program.ops, cost.op_macs(program), strict=True):
+def _arena_bytes(program: Program) -> int:
+    """Of the longest sequence, where a program says bytes a token."""
+    return program.arena_bytes * (round_up(program.max_tokens, TOKENS_STEP) or 1)
+
+
+def _sequence(program: Program, num_tokens: int) -> dict[str, int]:
+    return {
+        "max_tokens": program.max_tokens,
+        "num_tokens": num_tokens or program.max_tokens,
+        "arena_bytes_per_token": program.arena_bytes,
+        "vocabulary_tokens": len(program.vocabulary.tokens),
+        "merges": len(program.vocabulary.merges),
+    }
+
+
+def _ops(program: Program, num_tokens: int) -> Iterator[dict[str, Any]]:
+    for op, spent in zip(program.ops, cost.op_macs(program, num_tokens), strict=True):
         output = program.buffers[op.outputs[0]]
         yield {
             "kind": op.kind,
@@ -150,6 +181,7 @@ def _ops(program: Program) -> Iterator[dict[str, Any]]:
 def _buffers(program: Program) -> Iterator[dict[str, Any]]:
     """The input is alive from the start, the output to the end; both are the caller's memory, not the arena's."""
     alive = lifetimes(program.ops)
+    alignment = TOKEN_ALIGNMENT if program.max_tokens else ALIGNMENT
     for index, buffer in enumerate(program.buffers):
         place = {program.input: "input", program.output: "output"}.get(index, "arena")
         readers = [number for number, op in enumerate(program.ops) if index in op.inputs]
@@ -161,7 +193,7 @@ def _buffers(program: Program) -> Iterator[dict[str, Any]]:
             "rows": buffer.rows,
             "cols": buffer.cols,
             "bytes": buffer.num_bytes,
-            "reserved_bytes": round_up(buffer.num_bytes, ALIGNMENT) if place == "arena" else 0,
+            "reserved_bytes": round_up(buffer.num_bytes, alignment) if place == "arena" else 0,
             "offset": buffer.offset,
             "first_op": first,
             "last_op": len(program.ops) - 1 if place == "output" else last,

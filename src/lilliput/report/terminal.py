@@ -26,14 +26,35 @@ def print_inspection(contents: dict[str, Any], console: Console) -> None:
 def _summary(contents: dict[str, Any]) -> str:
     ratio = contents["fp32_bytes"] / contents["file_bytes"]
     formats = ", ".join(f"{name} {count(number)}" for name, number in contents["formats"].items()) or "none"
-    lines = (
+    lines = [
         f"[bold]{escape(contents['file'])}[/bold]: {count(contents['file_bytes'])} bytes, {ratio:.2f} times under the "
         f"{count(contents['fp32_bytes'])} bytes of its {count(contents['parameters'])} parameters in fp32",
         f"weights: {count(contents['weights'])}, of which {count(contents['nonzero_weights'])} are not zero "
         f"(sparsity {percent(contents['sparsity'])}, counted on the decoded codes); formats: {formats}",
-        f"work: {count(contents['macs'])} multiply-adds an example; arena: {count(contents['arena_bytes'])} bytes",
-    )
+    ]
+    sequence = contents["sequence"]
+    if sequence is None:
+        work = "an example"
+        arena = f"{count(contents['arena_bytes'])} bytes"
+    else:
+        work = f"for {count(sequence['num_tokens'])} tokens"
+        each, most = count(sequence["arena_bytes_per_token"]), count(sequence["max_tokens"])
+        arena = f"{each} bytes a token (of a multiple of 16), {count(contents['arena_bytes'])} for {most}"
+        lines.append(_text(sequence, contents["metadata"]))
+    lines.append(f"work: {count(contents['macs'])} multiply-adds {work}; arena: {arena}")
     return "\n".join(lines)
+
+
+def _text(sequence: dict[str, int], metadata: dict[str, Any]) -> str:
+    """What a model of text takes: its task, the longest sequence, and the tokenizer."""
+    tokenizer = metadata["tokenizer"]
+    takes = f"{escape(metadata['task'])}: sequences of 1 to {count(sequence['max_tokens'])} tokens; "
+    if tokenizer is None:
+        return f"{takes}no tokenizer: token ids only"
+    kind = escape(str(tokenizer.get("kind")))
+    return (
+        f"{takes}tokenizer: {kind}, {count(sequence['vocabulary_tokens'])} tokens, {count(sequence['merges'])} merges"
+    )
 
 
 def table_of(title: str, columns: Sequence[str], numbers: Sequence[str]) -> Table:
@@ -49,6 +70,8 @@ def table_of(title: str, columns: Sequence[str], numbers: Sequence[str]) -> Tabl
 def _kinds(contents: dict[str, Any]) -> Table:
     table = table_of("Bytes by kind", ("holds", "bytes", "share", ""), ("bytes", "share"))
     for name, label in CATEGORIES.items():
+        if contents["bytes"][name] == 0:
+            continue
         share = contents["bytes"][name] / contents["file_bytes"]
         table.add_row(label, count(contents["bytes"][name]), percent(share, 1), "█" * round(share * BAR_COLUMNS))
     table.add_section()
@@ -70,7 +93,7 @@ def _ops(contents: dict[str, Any]) -> Table:
     numbers = ("#", "output", "multiply-adds")
     table = table_of("Ops", ("#", "kind", "output", "multiply-adds", "tensors"), numbers)
     for index, op in enumerate(contents["ops"]):
-        shape = " x ".join(str(side) for side in op["shape"])
+        shape = _shape(*op["shape"])
         macs = count(op["macs"]) if op["macs"] else "-"
         table.add_row(str(index), op["kind"], shape, macs, escape(op["tensors"][0]) if op["tensors"] else "")
     return table
@@ -81,15 +104,21 @@ def _plan(contents: dict[str, Any]) -> Table:
     numbers = ("offset", "bytes")
     last = len(contents["ops"]) - 1
     life = f"alive (op 0 to {last})"
-    title = f"Buffer plan: an arena of {short_bytes(contents['arena_bytes'])}"
+    each = "" if contents["sequence"] is None else " (offsets and bytes: of a token)"
+    title = f"Buffer plan: an arena of {short_bytes(contents['arena_bytes'])}{each}"
     table = table_of(title, ("buffer", "type", "shape", "offset", "bytes", life), numbers)
     table.columns[-1].no_wrap = True
     for buffer in sorted(contents["buffers"], key=lambda each: (each["place"] != "arena", each["offset"])):
         place = count(buffer["offset"]) if buffer["place"] == "arena" else buffer["place"]
         bar = _life(buffer["first_op"], buffer["last_op"], len(contents["ops"]))
-        shape = f"{buffer['rows']} x {buffer['cols']}"
+        shape = _shape(buffer["rows"], buffer["cols"])
         table.add_row(escape(buffer["name"]), buffer["dtype"], shape, place, count(buffer["bytes"]), bar)
     return table
+
+
+def _shape(rows: int, cols: int) -> str:
+    """T rows where there is one a token."""
+    return f"{rows or 'T'} x {cols}"
 
 
 def _life(first: int, last: int, num_ops: int) -> str:

@@ -47,7 +47,7 @@ class ImageSession(Session):
             InputError: another dtype or shape, or the session is closed.
         """
         batch, is_batch = self._batch(images)
-        outputs = np.empty((len(batch), self._num_outputs), np.float32)
+        outputs = np.empty((len(batch), self.num_outputs), np.float32)
         with self._lock:
             model = self._opened()
             chunk = CHUNK * self.num_threads
@@ -74,7 +74,7 @@ class ImageSession(Session):
                 f"{self._name}: a profile is of 1 image and at least 1 repeat, not {len(batch)}, {repeats}"
             )
         images = np.repeat(batch, repeats, axis=0)
-        outputs = np.empty((repeats, self._num_outputs), np.float32)
+        outputs = np.empty((repeats, self.num_outputs), np.float32)
         with self._lock:
             model = self._opened()
             times = np.empty((repeats, model.num_ops), np.int64)

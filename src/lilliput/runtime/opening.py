@@ -2,7 +2,7 @@
 
 import os
 
-from lilliput.errors import ArtifactError
+from lilliput.errors import ArtifactError, InputError
 from lilliput.runtime._lil import Model
 from lilliput.runtime.images import ImageSession
 from lilliput.runtime.mapped import MappedFile
@@ -10,7 +10,7 @@ from lilliput.runtime.session import Session
 from lilliput.runtime.texts import TextSession
 
 
-def open(path: str | os.PathLike[str], *, isa: str | None = None, num_threads: int = 1) -> Session:
+def open(path: str | os.PathLike[str], *, isa: str | None = None, num_threads: int = 1) -> ImageSession | TextSession:
     """Open a `model.lil`: an `ImageSession`, or a `TextSession` where it was made for text.
 
     Args:
@@ -32,3 +32,35 @@ def open(path: str | os.PathLike[str], *, isa: str | None = None, num_threads: i
     except ArtifactError as error:
         raise ArtifactError(f"{file.name}: {error}") from None
     return (TextSession if model.max_tokens else ImageSession)(file, model, isa, num_threads)
+
+
+def open_image_model(path: str | os.PathLike[str], *, isa: str | None = None, num_threads: int = 1) -> ImageSession:
+    """`open`, for what takes a model of images only.
+
+    Raises:
+        InputError: it was made for text; or as `open`.
+        ArtifactError, FailureError: as `open`.
+    """
+    session = open(path, isa=isa, num_threads=num_threads)
+    if isinstance(session, ImageSession):
+        return session
+    raise _another(session, "images", "text")
+
+
+def open_text_model(path: str | os.PathLike[str], *, isa: str | None = None, num_threads: int = 1) -> TextSession:
+    """`open`, for what takes a model of text only.
+
+    Raises:
+        InputError: it was made for images; or as `open`.
+        ArtifactError, FailureError: as `open`.
+    """
+    session = open(path, isa=isa, num_threads=num_threads)
+    if isinstance(session, TextSession):
+        return session
+    raise _another(session, "text", "images")
+
+
+def _another(session: Session, wanted: str, found: str) -> InputError:
+    session.close()
+    task = session.metadata["task"]
+    return InputError(f"{session.name}: it takes {found} (its task is {task}); this needs a model that takes {wanted}")

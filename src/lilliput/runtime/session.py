@@ -28,8 +28,10 @@ class Session:
 
     Attributes:
         file_bytes: size of the file.
-        arena_bytes: work memory of one run, in bytes; the session holds `num_threads` times that.
+        arena_bytes: work memory of one run, in bytes (of a text model: of the longest sequence). The session holds
+            `num_threads` times that (of a text model: as much as its calls needed).
         num_threads: how many threads share a call of `run`.
+        num_outputs: outputs of one example: classes, or the dimensions of a vector.
         isa: the instruction set whose kernels run, one of `lilliput.runtime.isas()`.
 
     `lilliput.open` makes one: an `ImageSession` or a `TextSession`, as the file says.
@@ -60,7 +62,7 @@ class Session:
         self.arena_bytes = model.arena_bytes
         self._arena = self._work_memory(num_threads * self._first_arena_bytes(model))
         self._threads = Threads(num_threads) if num_threads > 1 else None
-        self._num_outputs = model.output_cols
+        self.num_outputs = model.output_cols
 
     def _first_arena_bytes(self, model: Model) -> int:
         """Work memory of one thread to begin with."""
@@ -86,6 +88,11 @@ class Session:
         other._file = file
         other._serve(model, self.num_threads if num_threads is None else num_threads)
         return other
+
+    @property
+    def name(self) -> str:
+        """The path that it was opened by."""
+        return self._name
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -133,7 +140,7 @@ class Session:
         raise NotImplementedError
 
     def _golden_outputs(self, model: Model) -> NDArray[np.float32]:
-        outputs = np.frombuffer(model.golden_outputs, "<f4").reshape(model.num_golden, self._num_outputs)
+        outputs = np.frombuffer(model.golden_outputs, "<f4").reshape(model.num_golden, self.num_outputs)
         return outputs.astype(np.float32, copy=False)
 
     def close(self) -> None:

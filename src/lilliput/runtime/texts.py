@@ -1,6 +1,7 @@
 """`TextSession`: a model of texts, with its tokenizer, from strings or token ids."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from lilliput.runtime.session import Session
 if TYPE_CHECKING:
     from lilliput.text import Tokenizer
 
-PACK_TOKENS = 256  # that short texts are run together up to: their activations stay in the second-level cache
+PACK_TOKENS = 256  # that short texts are run together up to, about: activations stay in the second-level cache
 CHUNK = 8  # packs a thread and call into C, so that Ctrl-C is heard soon
 
 Ids = NDArray[np.uint32]
+MAX_ID = 2**32 - 1
 
 
 class TextSession(Session):
@@ -34,7 +36,10 @@ class TextSession(Session):
 
     def _read_tokenizer(self, model: Model) -> "Tokenizer | None":
         settings, count = self._metadata["tokenizer"], model.vocabulary_tokens
-        if settings is None or count == 0:
+        if (settings is None) != (count == 0):
+            said = "null" if settings is None else "an object"
+            raise ArtifactError(f"{self._name}: metadata: tokenizer is {said}; the vocabulary has {count} tokens")
+        if settings is None:
             return None
         from lilliput.text import Tokenizer  # image models do without
 
@@ -46,9 +51,18 @@ class TextSession(Session):
         merges = words[4:merges_end].view("<u4").reshape(-1, 2)
         ends = words[merges_end : merges_end + 4 * count].view("<u4")
         try:
-            return Tokenizer(settings, (ends, words[merges_end + 4 * count :]), merges)
-        except (InputError, ArtifactError) as error:
+            tokenizer = Tokenizer(settings, (ends, words[merges_end + 4 * count :]), merges)
+        except ArtifactError as error:
             raise ArtifactError(f"{self._name}: tokenizer: {error}") from None
+        special = len(settings["prefix"]) + len(settings["suffix"])
+        if special > self._max_tokens:
+            what = f"{special} special tokens around each text; the model takes {self._max_tokens} in all"
+            raise ArtifactError(f"{self._name}: tokenizer: {what}")
+        return tokenizer
+
+    def close(self) -> None:
+        super().close()
+        self._tokenizer = None  # it holds on to the mapping
 
     def _first_arena_bytes(self, model: Model) -> int:
         return 0
@@ -62,16 +76,20 @@ class TextSession(Session):
         """Work memory of one thread, in bytes, for so many tokens that are run together.
 
         Raises:
-            InputError: the session is closed.
+            InputError: no positive integer, or the session is closed.
         """
+        if type(num_tokens) is not int or num_tokens < 1:
+            raise InputError(f"num_tokens: {num_tokens!r}; must be an integer of at least 1")
         with self._lock:
             return self._opened().sequence_arena_bytes(num_tokens)
 
-    def tokenize(self, texts: str | Sequence[str]) -> list[Ids]:
-        """The token ids of each text, special tokens included, cut to `max_tokens`.
+    def tokenize(self, texts: str | Iterable[str]) -> list[Ids]:
+        """The token ids of each text, uint32 [tokens], special tokens included, cut to `max_tokens`. One text is a list
+        of one here.
 
         Raises:
-            InputError: no strings, or the file holds no tokenizer.
+            InputError: no strings, one with half of a surrogate pair, the file holds no tokenizer, or the session is
+                closed.
         """
         ids, lengths = self._tokenize(texts)
         return np.split(ids, np.cumsum(lengths)[:-1]) if len(lengths) else []
@@ -80,32 +98,38 @@ class TextSession(Session):
         """Run one sequence of token ids, or several.
 
         Args:
-            sequences: 1 to `max_tokens` integers, or a list of such.
+            sequences: 1 to `max_tokens` token ids, integers; or a list of such, or the rows of an array. No result
+                depends on the others.
 
         Returns:
-            The outputs: float32 [outputs] for one sequence, [n, outputs] for a list, which may be empty.
+            The outputs: float32 [outputs] for one sequence; [n, outputs] for a list or rows, and n may be 0.
 
         Raises:
             InputError: no integers, an unknown id, a length that is not allowed, or the session is closed.
         """
-        if isinstance(sequences, (list, tuple)) and (len(sequences) == 0 or np.ndim(sequences[0]) == 1):
-            arrays = [self._sequence(f"sequence {number}", one) for number, one in enumerate(sequences)]
-            return self._run(_concatenate(arrays), np.array([len(one) for one in arrays], np.uint32))
-        one = self._sequence("the sequence", sequences)
-        return self._run(one, np.array([len(one)], np.uint32))[0]
+        if not _is_batch(sequences):
+            one = self._sequence("the sequence", sequences)
+            outputs: NDArray[np.float32] = self._run(one, np.array([len(one)], np.uint32))[0]
+            return outputs
+        arrays = [self._sequence(f"sequence {number}", one) for number, one in enumerate(sequences)]
+        ids = np.concatenate(arrays) if arrays else np.empty(0, np.uint32)
+        return self._run(ids, np.array([len(one) for one in arrays], np.uint32))
 
-    def embed(self, texts: str | Sequence[str]) -> NDArray[np.float32]:
+    def embed(self, texts: str | Iterable[str]) -> NDArray[np.float32]:
         """The vector of one text, float32 [dim], or of several, [n, dim].
 
+        A text is what its tokenizer makes of it: one longer than `max_tokens` is cut, an empty one is its special
+        tokens, and NUL is a character like others (WordPiece drops it, where it is set to clean texts).
+
         Raises:
-            InputError: no strings, the file holds no tokenizer, its task is another, or the session is closed.
+            InputError: as `tokenize`; its task is another; or a text of no tokens (an empty one, without special ones).
         """
         if self._metadata["task"] != "text-embedding":
             return super().embed(texts)
-        vectors = self._run(*self._tokenize(texts))
+        vectors = self._run(*self._tokenize_all(texts))
         return vectors[0] if isinstance(texts, str) else vectors
 
-    def predict(self, texts: str | Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    def predict(self, texts: str | Iterable[str]) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
         """Classify one text or several; one is a list of one here.
 
         Returns:
@@ -117,7 +141,7 @@ class TextSession(Session):
         if self._metadata["task"] != "text-classification":
             task = self._metadata["task"]
             raise InputError(f"{self._name}: its task is {task}; predict needs a model for text-classification")
-        outputs = self._run(*self._tokenize(texts))
+        outputs = self._run(*self._tokenize_all(texts))
         return outputs.argmax(axis=1), softmax(outputs)
 
     def profile(self, sequence: ArrayLike, repeats: int = 1) -> NDArray[np.int64]:
@@ -129,48 +153,53 @@ class TextSession(Session):
         tokens = self._sequence("the sequence", sequence)
         if repeats < 1:
             raise InputError(f"{self._name}: a profile has at least 1 repeat, not {repeats}")
-        lengths, outputs = np.array([len(tokens)], np.uint32), np.empty((1, self._num_outputs), np.float32)
+        lengths, outputs = np.array([len(tokens)], np.uint32), np.empty((1, self.num_outputs), np.float32)
         with self._lock:
             model = self._opened()
             self._grow(model, len(tokens))
             times = np.empty((repeats, model.num_ops), np.int64)
-            model.profile_sequences(self._arena, tokens, lengths, outputs, times, self._threads)
+            with self._naming(tokens):
+                model.profile_sequences(self._arena, tokens, lengths, outputs, times, self._threads)
             self._opened()
         return times
 
     def _run(self, tokens: Ids, lengths: Ids) -> NDArray[np.float32]:
-        outputs = np.empty((len(lengths), self._num_outputs), np.float32)
+        outputs = np.empty((len(lengths), self.num_outputs), np.float32)
         with self._lock:
             model = self._opened()
             first = at = 0
-            for counts in self._packs(lengths):
+            packs = self._packs(lengths)
+            for start in range(0, len(packs), CHUNK * self.num_threads):
+                counts = packs[start : start + CHUNK * self.num_threads]
                 last = first + int(counts.sum())
                 part = lengths[first:last]
-                size = int(part.sum())
+                ids = tokens[at : at + int(part.sum())]
                 self._grow(model, int(np.add.reduceat(part, np.cumsum(counts, dtype=np.intp) - counts).max()))
-                model.run_sequences(
-                    self._arena, tokens[at : at + size], part, counts, outputs[first:last], self._threads
-                )
-                first, at = last, at + size
+                with self._naming(ids):
+                    model.run_sequences(self._arena, ids, part, counts, outputs[first:last], self._threads)
+                first, at = last, at + len(ids)
             self._opened()  # nobody has changed the weights meanwhile
             del model  # close() must find no one else holding on to the file
         return outputs
 
-    def _packs(self, lengths: Ids) -> Iterator[Ids]:
-        """How many sequences are run together each time, some packs a call."""
-        counts: list[int] = []
-        tokens = PACK_TOKENS
-        for length in lengths.tolist():
-            if tokens + length > PACK_TOKENS:
-                if len(counts) == CHUNK * self.num_threads:
-                    yield np.array(counts, np.uint32)
-                    counts = []
-                counts.append(0)
-                tokens = 0
-            counts[-1] += 1
-            tokens += length
-        if counts:
-            yield np.array(counts, np.uint32)
+    @contextmanager
+    def _naming(self, ids: Ids) -> Iterator[None]:
+        """Of ids the core refuses only those that the model does not know; all else is checked before."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{self._name}: {error}; the largest is {ids.max()}") from None
+
+    def _packs(self, lengths: Ids) -> Ids:
+        """How many sequences are run together each time: about as many tokens in each pack, so that threads which share
+        the packs end together."""
+        total = int(lengths.sum())
+        if total <= PACK_TOKENS:
+            return np.array([len(lengths)] if total else [], np.uint32)
+        packs = self.num_threads * -(-total // (PACK_TOKENS * self.num_threads))
+        middles = 2 * np.cumsum(lengths, dtype=np.int64) - lengths  # each sequence goes where its middle is
+        counts = np.bincount(middles * packs // (2 * total))
+        return counts[counts > 0].astype(np.uint32)
 
     def _grow(self, model: Model, num_tokens: int) -> None:
         """Have work memory for so many tokens on each thread."""
@@ -179,28 +208,38 @@ class TextSession(Session):
             self._arena = self._work_memory(size)
 
     def _sequence(self, what: str, ids: Any) -> Ids:
+        """One sequence, checked; whether the model knows its ids is the core's to say."""
+        allowed = f"must be 1 to {self._max_tokens} integers, token ids of the model"
         try:
             array = np.asarray(ids)
         except ValueError as error:
-            raise InputError(f"{self._name}: {what} is no array ({error}); {self._allowed()}") from None
+            raise InputError(f"{self._name}: {what} is no array ({error}); {allowed}") from None
         if array.ndim != 1 or array.dtype.kind not in "iu" or not 1 <= len(array) <= self._max_tokens:
-            raise InputError(f"{self._name}: {what} is {array.dtype} with shape {array.shape}; {self._allowed()}")
-        if array.min() < 0 or array.max() >= 2**32:
-            raise InputError(f"{self._name}: {what} has token id {min(array.min(), array.max())}; {self._allowed()}")
+            raise InputError(f"{self._name}: {what} is {array.dtype} with shape {array.shape}; {allowed}")
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high > MAX_ID:
+            raise InputError(f"{self._name}: {what} has token id {low if low < 0 else high}; {allowed}")
         return np.ascontiguousarray(array, np.uint32)
 
-    def _allowed(self) -> str:
-        return f"must be 1 to {self._max_tokens} integers, token ids of the model"
-
-    def _tokenize(self, texts: str | Sequence[str]) -> tuple[Ids, Ids]:
+    def _tokenize(self, texts: str | Iterable[str]) -> tuple[Ids, Ids]:
         """The ids of all texts, one behind the other, and how many each has."""
-        if self._tokenizer is None:
+        with self._lock:
+            self._opened()
+            tokenizer = self._tokenizer
+        if tokenizer is None:
             raise InputError(f"{self._name}: it holds no tokenizer; give token ids to run")
-        batch = [texts] if isinstance(texts, str) else list(texts)
-        for number, text in enumerate(batch):
-            if not isinstance(text, str):
-                raise InputError(f"{self._name}: text {number} is {type(text).__name__}; must be a str")
-        return self._tokenizer.encode_batch(batch, self._max_tokens)
+        try:
+            return tokenizer.encode_batch([texts] if isinstance(texts, str) else texts, self._max_tokens)
+        except InputError as error:
+            raise InputError(f"{self._name}: {error}") from None
+
+    def _tokenize_all(self, texts: str | Iterable[str]) -> tuple[Ids, Ids]:
+        """The same, for the model: each text has tokens."""
+        ids, lengths = self._tokenize(texts)
+        if len(lengths) and not lengths.all():
+            first = int(lengths.argmin())
+            raise InputError(f"{self._name}: text {first}: gives no token; the model takes 1 or more")
+        return ids, lengths
 
     def _golden(self) -> tuple[list[Ids], NDArray[np.float32]]:
         with self._lock:
@@ -211,5 +250,8 @@ class TextSession(Session):
             return np.split(words[count:], ends[:-1]) if count else [], self._golden_outputs(model)
 
 
-def _concatenate(arrays: list[Ids]) -> Ids:
-    return np.concatenate(arrays) if arrays else np.empty(0, np.uint32)
+def _is_batch(sequences: Any) -> bool:
+    """Whether these are several sequences (or none), not one."""
+    if isinstance(sequences, (list, tuple)):
+        return not sequences or not isinstance(sequences[0], (int, np.integer))
+    return isinstance(sequences, np.ndarray) and sequences.ndim == 2

@@ -27,7 +27,7 @@ extern "C" {
 #define LIL_ALIGNMENT 64
 
 /* Why a call was refused. What a file has wrong is named by the first MUST of docs/format.md that it breaks. For the
- * codes marked [section] and so on, lil_model.where holds the number of the one at fault: a section's kind, 1 to 6,
+ * codes marked [section] and so on, lil_model.where holds the number of the one at fault: a section's kind, 1 to 7,
  * or a record's number, from 0. */
 typedef enum lil_status {
     LIL_OK = 0,
@@ -36,14 +36,14 @@ typedef enum lil_status {
     LIL_FOREIGN,           /* no magic: not such a file at all */
     LIL_TRUNCATED,         /* shorter than header and section table, or than its header says */
     LIL_TRAILING,          /* longer than its header says */
-    LIL_BAD_VERSION,       /* another version of the format */
+    LIL_BAD_VERSION,       /* another version of the format, or not the lowest that can hold its ops */
     LIL_BAD_CHECKSUM,      /* altered: the CRC-32 differs */
     LIL_BAD_HEADER,        /* a field that must be 0, another number of sections, input or output out of range */
-    LIL_BAD_SECTION,       /* [section] kind, count, offset or size */
+    LIL_BAD_SECTION,       /* [section] kind, count, offset or size; a golden sequence's length or ids */
     LIL_BAD_GAP,           /* [section] a byte before it, between its tensors, or before the golden outputs, is not 0 */
     LIL_BAD_BUFFER,        /* [buffer] dtype, rows, cols, size, offset, or a reserved field */
     LIL_BAD_ARENA,         /* arena bytes differ from what the buffers need, or are too many */
-    LIL_BAD_VOCABULARY,
+    LIL_BAD_VOCABULARY,    /* sizes, ends or merges; or an image program has one */
     LIL_BAD_TENSOR,        /* [tensor] format, layout, rows, cols, size, offset, or a reserved field */
     LIL_BAD_CONSTANT,      /* [tensor] a value is not finite, or a scale is negative */
     LIL_BAD_CODE,          /* [tensor] a code that no level has, or padding that is not code 0 */
@@ -89,8 +89,8 @@ typedef enum lil_isa {
 typedef struct lil_model {
     const uint8_t *file;     /* file_bytes of them */
     size_t file_bytes;
-    size_t arena_bytes;      /* a multiple of LIL_ALIGNMENT; 0 is possible */
-    size_t scratch_bytes;    /* the largest scratch of one op, a multiple of LIL_ALIGNMENT */
+    size_t arena_bytes;      /* a multiple of LIL_ALIGNMENT; 0 is possible. Of a sequence program: a token, of 4 */
+    size_t scratch_bytes;    /* the largest scratch of one op; the same */
     const uint8_t *buffers;  /* packed records, as in the file */
     const uint8_t *tensors;
     const uint8_t *ops;

@@ -201,6 +201,15 @@ static lil_status check_golden(lil_model *model, const lil_section *golden) {
     return LIL_OK;
 }
 
+/* Every golden token id is known: the ops, which say which ones are, have been verified. */
+static lil_status check_golden_ids(lil_model *model) {
+    bool known = true;
+    for (size_t i = model->num_golden; i < model->golden_input_bytes / 4; i++) {
+        known &= lil_u32_at(model->golden_inputs, i) < model->num_token_ids;
+    }
+    return known ? LIL_OK : lil_refuse(model, LIL_BAD_SECTION, LIL_SECTION_GOLDEN);
+}
+
 /* The words of the vocabulary section before the tokens' bytes: number of merges, merges, ends. */
 static lil_status check_vocabulary(lil_model *model, const lil_section *section) {
     const uint8_t *bytes = model->file + section->offset;
@@ -209,6 +218,9 @@ static lil_status check_vocabulary(lil_model *model, const lil_section *section)
     model->vocabulary_tokens = section->count;
     if (section->count == 0) {
         return section->bytes == 0 ? LIL_OK : LIL_BAD_VOCABULARY;
+    }
+    if (model->max_tokens == 0) {
+        return LIL_BAD_VOCABULARY; /* an image program has none */
     }
     const uint64_t merges = section->bytes < 4 ? 0 : lil_u32_at(bytes, 0);
     const uint64_t words = 1 + 2 * merges + section->count; /* < 2^35 */
@@ -259,6 +271,9 @@ lil_status lil_open(lil_model *model, const void *file, size_t file_bytes) {
     }
     if (status == LIL_OK) {
         status = lil_check_ops(model);
+    }
+    if (status == LIL_OK && model->max_tokens > 0) {
+        status = check_golden_ids(model);
     }
     if (status == LIL_OK) {
         status = lil_check_flow(model);
