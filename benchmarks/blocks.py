@@ -19,7 +19,6 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-import lilliput
 from lilliput import artifact, pipeline
 from lilliput.bench.images import random_images
 from lilliput.config import PruneSettings, Recipe, load_recipe, parse_recipe
@@ -30,6 +29,7 @@ from lilliput.program.cost import macs, parameter_counts
 from lilliput.program.formats import count_blocks, stored_bytes
 from lilliput.program.program import Program
 from lilliput.runtime.images import ImageSession
+from lilliput.runtime.opening import open_image_model
 from models import BLOCK
 
 ROUNDS = 20
@@ -99,7 +99,7 @@ def blocks_stored(program: Program) -> int:
 
 def time_in_turns(folders: list[Path], isa: str | None, threads: int, seconds: float) -> tuple[str, list[float]]:
     """The instruction set, and each file's microseconds an image (median over its calls), measured in turns."""
-    sessions = [lilliput.open(folder / "model.lil", isa=isa, num_threads=threads) for folder in folders]
+    sessions = [open_image_model(folder / "model.lil", isa=isa, num_threads=threads) for folder in folders]
     images = random_images(CHUNK, sessions[0].image)
     samples: list[list[float]] = [[] for _ in sessions]
     for _ in range(ROUNDS):

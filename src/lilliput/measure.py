@@ -19,6 +19,7 @@ from lilliput.runtime.images import ImageSession
 from lilliput.runtime.session import differs
 
 BATCH = 256  # examples between two reports of progress
+TIE = 1e-6  # cosines closer than this are equal: float32 products of the same vectors may differ by as much
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +95,64 @@ def verify(session: ImageSession, program: Program, images: NDArray[np.uint8], r
     if len(different):
         raise FailureError(f"the runtime and the reference differ on {len(different)} images, first on {different[0]}")
     return len(everything)
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """How well queries find their documents among all of them.
+
+    mrr: mean of 1 / rank of the right document (mean reciprocal rank). recall_at_1, recall_at_10: share of queries
+    whose document is among the first so many. queries: how many there were.
+    """
+
+    mrr: float
+    recall_at_1: float
+    recall_at_10: float
+    queries: int
+
+
+def retrieval(queries: NDArray[np.float32], documents: NDArray[np.float32]) -> Retrieval:
+    """Rank all documents for each query by the cosine of their vectors.
+
+    Args:
+        queries: float32 [n, D], of any lengths; documents: float32 [n, D]. Query i looks for document i.
+
+    Ties count against the query: every other document that is as near as the right one (within `TIE`) stands before
+    it, so a model that gives the same vector to all texts gets rank n, not 1.
+
+    Raises:
+        InputError: not two matrices of one shape, with at least one row; or a vector that is not finite.
+    """
+    for name, vectors in (("queries", queries), ("documents", documents)):
+        if vectors.ndim != 2 or vectors.shape != documents.shape or len(vectors) == 0:
+            raise InputError(f"{name} have shape {vectors.shape}, documents {documents.shape}; must be [n, D], n >= 1")
+        if not np.isfinite(vectors).all():
+            raise InputError(f"{name}: vector {int(np.argwhere(~np.isfinite(vectors))[0, 0])} is not finite")
+    queries, documents = _unit(queries), _unit(documents)
+    ranks = np.empty(len(queries), np.int64)
+    for start in range(0, len(queries), BATCH):
+        products = queries[start : start + BATCH] @ documents.T
+        right = products[np.arange(len(products)), np.arange(start, start + len(products))]
+        ranks[start : start + BATCH] = (products >= right[:, None] - TIE).sum(axis=1)  # itself and those before it
+    return Retrieval(
+        mrr=float((1.0 / ranks).mean()),
+        recall_at_1=float((ranks <= 1).mean()),
+        recall_at_10=float((ranks <= 10).mean()),
+        queries=len(queries),
+    )
+
+
+def cosines(vectors: NDArray[np.float32], reference: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The cosine of each vector with that of the reference in its row: [n, D] and [n, D] -> float32 [n]."""
+    products: NDArray[np.float32] = (_unit(vectors) * _unit(reference)).sum(axis=1)
+    return products
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each row with length 1; rows of zeros stay."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    rows: NDArray[np.float32] = vectors / np.maximum(lengths, np.float32(1e-12))
+    return rows
 
 
 def machine_info() -> dict[str, Any]:

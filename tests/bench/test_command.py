@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lilliput import cli
-from lilliput.bench import engines, run
+from lilliput.bench import engines, turns
 from lilliput.bench.terminal import print_bench
 from lilliput.peers import table
 from lilliput.peers.table import PEERS
@@ -16,7 +16,7 @@ from lilliput.runtime import _lil
 
 @pytest.fixture
 def model(tmp_path: Path, good_file: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(run, "ROUNDS", 1)
+    monkeypatch.setattr(turns, "ROUNDS", 1)
     monkeypatch.setattr(engines, "STARTS", 1)
     path = tmp_path / "model.lil"
     path.write_bytes(good_file)

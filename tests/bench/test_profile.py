@@ -12,13 +12,15 @@ from lilliput.bench.profile import copy_rates, op_bytes
 from lilliput.program.cost import macs
 from lilliput.program.program import Program
 from lilliput.runtime import _lil
+from lilliput.runtime.images import ImageSession
+from lilliput.runtime.opening import open_image_model
 
 
 @pytest.fixture
-def session(tmp_path: Path, good_file: bytes) -> lilliput.Session:
+def session(tmp_path: Path, good_file: bytes) -> ImageSession:
     path = tmp_path / "model.lil"
     path.write_bytes(good_file)
-    return lilliput.open(path)
+    return open_image_model(path)
 
 
 def test_bytes_of_ops(good_program: Program) -> None:
@@ -32,7 +34,7 @@ def test_bytes_of_ops(good_program: Program) -> None:
 
 
 def test_profile_divides_work_by_time(
-    session: lilliput.Session, good_program: Program, monkeypatch: pytest.MonkeyPatch
+    session: ImageSession, good_program: Program, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count = len(good_program.ops)
     monkeypatch.setattr(profile, "_samples", lambda *_: np.full((3, count), 2000))  # each op takes 2 us
@@ -53,7 +55,7 @@ def test_profile_divides_work_by_time(
     assert found["products"]["peak_share"] == pytest.approx(sum(op["macs"] for op in products) / len(products) / 2000)
 
 
-def test_samples_have_a_column_an_op(session: lilliput.Session, good_program: Program) -> None:
+def test_samples_have_a_column_an_op(session: ImageSession, good_program: Program) -> None:
     samples = profile._samples(session, np.zeros((4, 4, 3), np.uint8), 0.0)
     assert samples.shape[1] == len(good_program.ops)
     assert (samples >= 0).all()
@@ -65,7 +67,7 @@ def test_copy_rates_reach_the_largest_op() -> None:
     assert all(rate > 0 for rate in rates.values())
 
 
-def test_sessions_give_what_the_profile_needs(session: lilliput.Session) -> None:
+def test_sessions_give_what_the_profile_needs(session: ImageSession) -> None:
     facts: dict[str, Any] = {"isa": session.isa, "threads": session.num_threads}
     assert facts["threads"] == 1
     assert facts["isa"] in lilliput.runtime.isas()

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lilliput.bench import engines, run
+from lilliput.bench import engines, run, turns
 from lilliput.bench.engines import EngineError, EngineProcess
 from lilliput.bench.images import random_images
-from lilliput.bench.run import Plan, Row, document
+from lilliput.bench.run import Plan
+from lilliput.bench.turns import Row, document
 from lilliput.errors import FailureError
 from lilliput.peers.table import OURS, PEERS, Engine, Job
 
@@ -38,7 +39,7 @@ def results(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     (absent / "onnxruntime.py").write_text("raise ModuleNotFoundError('not here', name='onnxruntime')\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([str(absent), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep))
-        patch.setattr(run, "ROUNDS", 2)
+        patch.setattr(turns, "ROUNDS", 2)
         patch.setattr(engines, "STARTS", 2)
         return run.measure(make_plan(model, (EAGER, ONNX)))
 
@@ -69,7 +70,7 @@ def test_a_missing_peer_is_named_with_its_reason(results: dict[str, Any]) -> Non
 
 
 def test_without_peers_there_is_no_ratio(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "ROUNDS", 1)
+    monkeypatch.setattr(turns, "ROUNDS", 1)
     monkeypatch.setattr(engines, "STARTS", 1)
     steps: list[tuple[int, int]] = []
     results = run.measure(make_plan(model, (), batch=3), lambda done, total: steps.append((done, total)))
@@ -96,14 +97,14 @@ def row(engine: Engine, *rounds: list[int], reason: str | None = None) -> Row:
         reason=reason,
         built={"note": "as it comes", "file_bytes": 10},
         starts=[] if reason else [start],
-        predictions=np.array([0, 1, 2, 3]) if engine is EAGER else np.array([0, 1, 2, 0]),
+        outputs=np.eye(4, dtype=np.float32)[[0, 1, 2, 3] if engine is EAGER else [0, 1, 2, 0]],
         rounds=list(rounds),
         busy=[1.0],
     )
 
 
 def test_medians_and_ratios() -> None:
-    plan = Plan(Path(), (), random_images(4, (2, 2, 1)), random_images(4, (2, 2, 1)), batch=2, isa="avx2")
+    plan = turns.Plan(Path(), (), random_images(4, (2, 2, 1)), random_images(4, (2, 2, 1)), batch=2, isa="avx2")
     results = document(
         plan,
         [

@@ -11,7 +11,9 @@ from lilliput.compress.quantize import Quantization
 from lilliput.config import LayerSettings, ModelSettings, QuantizeSettings, StemConvSettings
 from lilliput.lower import lower
 from lilliput.models.vit import ViT
-from lilliput.peers.graph import Attention, as_pixels, as_torch
+from lilliput.peers.graph import as_torch
+from lilliput.peers.inputs import as_pixels
+from lilliput.peers.steps import Attention
 from lilliput.program import reference
 from lilliput.program.builder import ProgramBuilder
 from lilliput.program.program import Program

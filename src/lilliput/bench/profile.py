@@ -11,25 +11,32 @@ from lilliput.program.ops import OPS
 from lilliput.program.program import Op, Program
 from lilliput.runtime import _lil
 from lilliput.runtime.images import ImageSession
+from lilliput.runtime.texts import TextSession
+
+Session = ImageSession | TextSession
+Example = NDArray[np.uint8] | NDArray[np.uint32]
 
 PRODUCTS = ("linear", "linear_add")  # the matrix products with weights
+TABLES = ("embed_tokens", "add_positions")  # of a sequence program: with a row of constants for each token
 COPY_SECONDS = 0.05
 LEAST_COPY_BYTES, COPY_GROWTH = 2**16, 4
 WARM_UP_SECONDS = 0.2
 
 
-def profile(session: ImageSession, program: Program, image: NDArray[np.uint8], seconds: float) -> dict[str, Any]:
-    """Run `image` (uint8 [height, width, channels]) for about `seconds`; `program` is that of the session's file.
+def profile(session: Session, program: Program, example: Example, seconds: float) -> dict[str, Any]:
+    """Run `example` (an image uint8 [height, width, channels], or token ids uint32 [T]) for about `seconds`; `program`
+    is that of the session's file.
 
     Returns:
         roofline: macs_per_second that this machine reaches, and bytes_per_second, by how many are moved.
         ops: kind, name, shape, us (median of the runs), share, macs, bytes, gmacs_per_second, roofline_share of each.
         products: share of time, gmacs_per_second and peak_share of the matrix products with weights, all together.
     """
-    macs, moved = op_macs(program), [op_bytes(program, op) for op in program.ops]
+    tokens = len(example) if program.max_tokens else 0
+    macs, moved = op_macs(program, tokens), [op_bytes(program, op, tokens) for op in program.ops]
     peak = _lil.peak_macs_per_second(session.isa) * session.num_threads
     bandwidths = copy_rates(max(moved))
-    microseconds = np.median(_samples(session, image, seconds), axis=0) / 1e3
+    microseconds = np.median(_samples(session, example, seconds), axis=0) / 1e3
     total = float(microseconds.sum())
     ops = []
     for index, op in enumerate(program.ops):
@@ -41,7 +48,7 @@ def profile(session: ImageSession, program: Program, image: NDArray[np.uint8], s
             {
                 "kind": op.kind,
                 "name": output.name,
-                "shape": [output.rows, output.cols],
+                "shape": [output.rows or tokens, output.cols],
                 "us": us,
                 "share": us / total,
                 "macs": macs[index],
@@ -61,12 +68,21 @@ def profile(session: ImageSession, program: Program, image: NDArray[np.uint8], s
     }
 
 
-def op_bytes(program: Program, op: Op) -> int:
-    """Bytes that an op must move: its inputs, its outputs (scratch left out) and its constants as stored, each once."""
+def op_bytes(program: Program, op: Op, num_tokens: int = 0) -> int:
+    """Bytes that an op must move: its inputs, its outputs (scratch left out) and its constants as stored, each once.
+
+    `num_tokens`: the length of the example of a sequence program; of its tables only the rows that are looked up count.
+    """
     slots = zip(op.outputs, OPS[op.kind].outputs, strict=True)
     buffers = [*op.inputs, *(output for output, slot in slots if not slot.scratch)]
+    activations = 0
+    for buffer in (program.buffers[each] for each in buffers):
+        activations += buffer.num_bytes * (num_tokens if num_tokens and buffer.rows != 1 else 1)
     constants = sum(program.tensors[tensor].stored_bytes for tensor in op.tensors)
-    return sum(program.buffers[buffer].num_bytes for buffer in buffers) + constants
+    if num_tokens and op.kind in TABLES:
+        codes, _ = (program.tensors[tensor] for tensor in op.tensors)
+        constants = min(constants, constants * num_tokens // codes.rows)
+    return activations + constants
 
 
 def copy_rates(most: int) -> dict[int, float]:
@@ -92,12 +108,12 @@ def _copy_seconds(size: int) -> float:
     return best
 
 
-def _samples(session: ImageSession, image: NDArray[np.uint8], seconds: float) -> NDArray[np.int64]:
+def _samples(session: Session, example: Example, seconds: float) -> NDArray[np.int64]:
     """Nanoseconds of each op, [runs, ops], after warming up."""
     end = time.perf_counter() + WARM_UP_SECONDS
     while time.perf_counter() < end:
-        session.run(image)
-    samples, end = [session.profile(image, 1)], time.perf_counter() + seconds
+        session.run(example)
+    samples, end = [session.profile(example, 1)], time.perf_counter() + seconds
     while time.perf_counter() < end:
-        samples.append(session.profile(image, 8))
+        samples.append(session.profile(example, 8))
     return np.concatenate(samples)

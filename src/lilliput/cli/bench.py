@@ -2,8 +2,9 @@
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +15,8 @@ from lilliput.files import write_atomic
 
 if TYPE_CHECKING:
     from lilliput.bench.images import BenchImages
+    from lilliput.bench.texts import Plan
+    from lilliput.bench.turns import Progress
     from lilliput.runtime.images import ImageSession
 
 
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 def bench(
     model: ModelFile,
     threads: Annotated[int, typer.Option("--threads", min=1, metavar="N", help="Threads of every engine.")] = 1,
-    batch: Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Images a call.")] = 1,
+    batch: Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Images or texts a call.")] = 1,
     isa: Annotated[
         str | None, typer.Option("--isa", metavar="NAME", help="Force an instruction set; peers too, where they can.")
     ] = None,
@@ -36,36 +39,45 @@ def bench(
         str | None, typer.Option("--data", metavar="NAME", help="Whose test images the engines are compared on.")
     ] = None,
     path: DataPath = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            "--tokens", metavar="N,...", help="Lengths of texts; by default 16,32,128,256 as far as it takes them."
+        ),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option("--checkpoint", metavar="DIR", help="Hugging Face folder for the peers, of a model of text."),
+    ] = None,
     as_json: Json = False,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Also write the results, as JSON, to this file.")
     ] = None,
 ) -> None:
-    """Measure a file's speed and memory in fresh processes: alone, op by op, and beside other runtimes."""
-    from lilliput import artifact
-    from lilliput.bench import run as bench_run
-    from lilliput.bench.profile import profile as profile_ops
+    """Measure a file's speed and memory in fresh processes: alone, op by op, and beside other runtimes.
+
+    A model of images runs --batch images a call. A model of text runs one text of each length of --tokens, or with
+    --batch so many texts of mixed lengths.
+    """
+    import lilliput
+    from lilliput.bench.texts import Plan, measure, parse_tokens
     from lilliput.peers.table import PEERS
-    from lilliput.runtime.opening import open_image_model
+    from lilliput.runtime.images import ImageSession
 
     isa = isa or os.environ.get("LILLIPUT_ISA") or None
-    with open_image_model(model, isa=isa, num_threads=threads) as session:
+    plan = Plan(model, PEERS if peers else (), batch=batch, threads=threads, isa=isa, seconds=seconds, profile=profile)
+    with (
+        lilliput.open(model, isa=isa, num_threads=threads) as session,
+        progress_bar("bench", shown=not as_json) as progress,
+    ):
         session.verify_golden()
-        images = _bench_images(session, data, path, wanted=peers)
-        plan = bench_run.Plan(
-            model=model,
-            engines=PEERS if peers else (),
-            images=images.run,
-            calibration=images.calibration,
-            batch=batch,
-            threads=threads,
-            isa=isa,
-            seconds=seconds,
-        )
-        with progress_bar("bench", shown=not as_json) as progress:
-            results = bench_run.describe(session, plan) | {"images": images.source} | bench_run.measure(plan, progress)
-        if profile:
-            results["profile"] = profile_ops(session, artifact.read(model), images.run[0], seconds)
+        if isinstance(session, ImageSession):
+            _refuse(model, "images", {"--tokens": tokens, "--checkpoint": checkpoint})
+            results = _measure_images(session, plan, _bench_images(session, data, path, wanted=peers), progress)
+        else:
+            _refuse(model, "text", {"--data": data, "--path": path})
+            lengths = None if tokens is None else parse_tokens(tokens)
+            results = measure(session, replace(plan, tokens=lengths, checkpoint=checkpoint), progress)
     if out is not None:
         write_atomic(out, (json.dumps(results, ensure_ascii=False, indent=1) + "\n").encode())
     if as_json:
@@ -74,6 +86,29 @@ def bench(
     from lilliput.bench.terminal import print_bench
 
     print_bench(results, console())
+
+
+def _measure_images(
+    session: "ImageSession", plan: "Plan", images: "BenchImages", progress: "Progress"
+) -> dict[str, Any]:
+    from lilliput import artifact
+    from lilliput.bench import run
+    from lilliput.bench.profile import profile
+
+    settings = run.Plan(
+        plan.model, plan.engines, images.run, images.calibration, plan.batch, plan.threads, plan.isa, plan.seconds
+    )
+    results = run.describe(session, settings) | {"images": images.source} | run.measure(settings, progress)
+    if plan.profile:
+        results["profile"] = profile(session, artifact.read(plan.model), images.run[0], plan.seconds)
+    return results
+
+
+def _refuse(model: Path, kind: str, options: dict[str, object]) -> None:
+    """Options that are of no use for such a model must not be given."""
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"{name}: {model} is a model of {kind}, which has no use for it")
 
 
 def _bench_images(session: "ImageSession", name: str | None, path: str | None, wanted: bool) -> "BenchImages":

@@ -6,163 +6,63 @@ whose predictions the engines are compared with.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lilliput.peers.steps import (
+    Add,
+    AddFirstPositions,
+    AddPositions,
+    Attention,
+    Concat,
+    EmbedTokens,
+    MeanRows,
+    Neighbors,
+    Normalize,
+    NormalizeRows,
+    PrependToken,
+    ScaleShift,
+    SelectRow,
+    ToImage,
+    ToTokens,
+    Unfold,
+)
 from lilliput.program.ops import ACTIVATIONS
 from lilliput.program.program import Op, Program
 
 ACTIVATION_NAMES = {number: name for name, number in ACTIVATIONS.items()}
-
-
-class ToTokens(nn.Module):
-    """[B, C, h, w] -> [B, h*w, C]."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.flatten(2).transpose(1, 2)
-
-
-class ToImage(nn.Module):
-    """[B, h*w, C] -> [B, C, h, w]."""
-
-    def __init__(self, height: int, width: int) -> None:
-        super().__init__()
-        self.size = (height, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.transpose(1, 2).unflatten(2, self.size)
-
-
-class Normalize(nn.Module):
-    """`x * scale + shift` of each channel, of an image [B, C, h, w]."""
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, scale: Tensor, shift: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("scale", scale.reshape(-1, 1, 1))
-        self.register_buffer("shift", shift.reshape(-1, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.scale + self.shift
-
-
-class Unfold(nn.Module):
-    """Windows of an image [B, C, h, w] as rows [B, oh*ow, k*k*C], columns (ky, kx, c)."""
-
-    def __init__(self, kernel: int, stride: int, padding: int) -> None:
-        super().__init__()
-        self.kernel, self.stride, self.padding = kernel, stride, padding
-
-    def forward(self, x: Tensor) -> Tensor:
-        windows = F.unfold(x, self.kernel, padding=self.padding, stride=self.stride)  # [B, (c, ky, kx), oh*ow]
-        taps = self.kernel * self.kernel
-        return windows.unflatten(1, (-1, taps)).permute(0, 3, 2, 1).flatten(2)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention of [B, T, 3*H*dh] (q, k, v blocks with the heads inside) -> [B, Q, H*dh].
-
-    `num_queries`: only so many first tokens ask; 0: all of them, Q = T.
-    `explicit`: two products and a softmax instead of torch's fused function, for exporters that decompose it badly.
-    """
-
-    def __init__(self, num_heads: int, head_dim: int, logit_scale: float, num_queries: int, explicit: bool) -> None:
-        super().__init__()
-        self.num_heads, self.head_dim, self.num_queries = num_heads, head_dim, num_queries
-        self.logit_scale, self.explicit = logit_scale, explicit
-
-    def forward(self, x: Tensor) -> Tensor:
-        batch, tokens = x.shape[:2]
-        q, k, v = x.reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
-        queries = self.num_queries or tokens
-        if self.num_queries:
-            q = q[:, :, :queries]
-        if self.explicit:
-            context = torch.softmax((q * self.logit_scale) @ k.transpose(-1, -2), dim=-1) @ v
-        else:
-            context = F.scaled_dot_product_attention(q, k, v, scale=self.logit_scale)
-        return context.transpose(1, 2).reshape(batch, queries, self.num_heads * self.head_dim)
-
-
-class Add(nn.Module):
-    """A residual connection."""
-
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return residual + x
-
-
-class PrependToken(nn.Module):
-    """A learned row before the others."""
-
-    def __init__(self, token: Tensor) -> None:
-        super().__init__()
-        self.token = nn.Parameter(token)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([self.token.expand(x.shape[0], 1, -1), x], dim=1)
-
-
-class AddPositions(nn.Module):
-    """A learned row for each token."""
-
-    def __init__(self, table: Tensor) -> None:
-        super().__init__()
-        self.table = nn.Parameter(table)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.table
-
-
-class SelectRow(nn.Module):
-    """[B, T, D] -> [B, 1, D], one row."""
-
-    def __init__(self, row: int) -> None:
-        super().__init__()
-        self.row = row
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, self.row : self.row + 1]
-
-
-class MeanRows(nn.Module):
-    """[B, T, D] -> [B, 1, D], the mean of all rows."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean(dim=1, keepdim=True)
+ACTIVATION_STEPS: dict[str, Callable[[], nn.Module]] = {
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+    "gelu_tanh": lambda: nn.GELU(approximate="tanh"),
+    "tanh": nn.Tanh,
+}
+INPUT, MASK = 0, -1  # numbers of values: what goes in
 
 
 class ProgramModule(nn.Module):
-    """The ops of a program, in order: pixels [B, C, height, width] as floats 0..255 -> logits [B, N]."""
+    """The ops of a program, in order: pixels [B, C, height, width] as floats 0..255, or token ids [B, T] and, where
+    they are padded, their mask [B, T] -> outputs [B, N]."""
 
     def __init__(self, program: Program, explicit_attention: bool) -> None:
         super().__init__()
         self.steps = nn.ModuleList()
         self.wiring: list[tuple[tuple[int, ...], int]] = []  # values that a step reads, and the one that it makes
-        image = program.metadata["image"]
-        self.image_shape = (image["channels"], image["height"], image["width"])
         self.output = _Translation(program, self, explicit_attention).output
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        values = {0: pixels}
-        for step, (inputs, output) in zip(self.steps, self.wiring, strict=True):
-            values[output] = step(*(values[number] for number in inputs))
+    def forward(self, inputs: Tensor, mask: Tensor | None = None) -> Tensor:
+        values: dict[int, Any] = {INPUT: inputs, MASK: mask}
+        for step, (numbers, output) in zip(self.steps, self.wiring, strict=True):
+            values[output] = step(*(values[number] for number in numbers))
         return values[self.output].flatten(1)
 
 
 def as_torch(program: Program, explicit_attention: bool = False) -> ProgramModule:
     """The fp32 module of a valid program, in evaluation mode and without gradients."""
     return ProgramModule(program, explicit_attention).eval().requires_grad_(False)
-
-
-def as_pixels(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """uint8 [n, height, width, channels] -> what the module takes: contiguous float32 [n, channels, height, width]."""
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
 
 
 class _Translation:
@@ -173,8 +73,11 @@ class _Translation:
         self.rows: dict[int, int] = {}  # buffer -> number of its value
         self.images: dict[int, tuple[int, tuple[int, int]]] = {}  # and (height, width)
         self.count = 1
-        height, width = module.image_shape[1:]
-        self.images[program.input] = (0, (height, width))
+        if program.max_tokens:
+            self.rows[program.input] = INPUT
+        else:
+            image = program.metadata["image"]
+            self.images[program.input] = (INPUT, (image["height"], image["width"]))
         self.readers: dict[int, list[int]] = {}
         for index, op in enumerate(program.ops):
             for buffer in op.inputs:
@@ -243,7 +146,7 @@ class _Translation:
         kind = ACTIVATION_NAMES[int(op.attributes.get("activation", 0))]
         if kind == "none":
             return value
-        return self._add(nn.ReLU() if kind == "relu" else nn.GELU(), value)
+        return self._add(ACTIVATION_STEPS[kind](), value)
 
     def _op(self, op: Op) -> list[int]:
         if op.kind == "normalize":
@@ -261,7 +164,10 @@ class _Translation:
                 value = self._add(Add(), value, self._as_rows(op.inputs[2]))
             self.rows[op.outputs[0]] = value
         else:
-            self.rows[op.outputs[0]] = self._add(STEPS[op.kind](self, op), self._as_rows(op.inputs[0]))
+            read = [self._as_rows(buffer) for buffer in op.inputs]
+            if self.program.max_tokens and op.kind in MASKED:
+                read.append(MASK)
+            self.rows[op.outputs[0]] = self._add(STEPS[op.kind](self, op), *read)
         return []
 
     def layer_norm(self, op: Op) -> nn.Module:
@@ -272,28 +178,41 @@ class _Translation:
 
     def attention(self, op: Op) -> nn.Module:
         num_heads, head_dim, logit_scale, num_queries = op.attributes.values()
-        sizes = (int(num_heads), int(head_dim), float(logit_scale) * math.log(2), int(num_queries))  # base 2 to base e
-        return Attention(*sizes, explicit=self.explicit_attention)
+        steps = TABLE_STEPS if op.kind == "table_attention" else 1
+        scale = float(logit_scale) * math.log(2) / steps  # base 2 to base e
+        return Attention(int(num_heads), int(head_dim), scale, int(num_queries), explicit=self.explicit_attention)
 
     def prepend_token(self, op: Op) -> nn.Module:
         return PrependToken(self._dequantized(op))
 
     def add_positions(self, op: Op) -> nn.Module:
-        return AddPositions(self._dequantized(op))
+        return (AddFirstPositions if self.program.max_tokens else AddPositions)(self._dequantized(op))
 
     def select_row(self, op: Op) -> nn.Module:
         return SelectRow(int(op.attributes["row"]))
 
-    def mean_rows(self, op: Op) -> nn.Module:
-        return MeanRows()
+    def embed_tokens(self, op: Op) -> nn.Module:
+        return EmbedTokens(self._dequantized(op))
+
+    def scale_shift(self, op: Op) -> nn.Module:
+        return ScaleShift(self._tensor(op, 0).flatten(), self._tensor(op, 1).flatten())
 
 
-# The ops of one input and one output, both rows of features; the others are in `_Translation._op`.
+MASKED = ("attention", "table_attention", "mean_rows", "neighbors")  # what looks at several tokens
+TABLE_STEPS = 32  # of the table's exponential to a power of two
+
+# The ops of one output, rows of features; the others are in `_Translation._op`.
 STEPS: dict[str, Callable[[_Translation, Op], nn.Module]] = {
     "layer_norm": _Translation.layer_norm,
     "attention": _Translation.attention,
+    "table_attention": _Translation.attention,
     "prepend_token": _Translation.prepend_token,
     "add_positions": _Translation.add_positions,
     "select_row": _Translation.select_row,
-    "mean_rows": _Translation.mean_rows,
+    "mean_rows": lambda translation, op: MeanRows(),
+    "embed_tokens": _Translation.embed_tokens,
+    "normalize_rows": lambda translation, op: NormalizeRows(),
+    "scale_shift": _Translation.scale_shift,
+    "neighbors": lambda translation, op: Neighbors(),
+    "concat": lambda translation, op: Concat(),
 }

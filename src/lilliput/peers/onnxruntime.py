@@ -1,21 +1,17 @@
 """ONNX Runtime on its CPU provider: fp32, and int8 weights with activations quantised as it runs."""
 
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from lilliput.peers.choose import build_quickest, in_parts
+from lilliput.peers.inputs import Division, Inputs, Part, divisions, load, parts_of
+from lilliput.peers.onnx_files import FUSED, GRAPHS, OnnxFiles
 from lilliput.peers.table import Built, Job
 from lilliput.peers.worker import Call, Prepare
-
-OPSETS = (20, 23)  # from 23 on attention is one operator
-INT8_OPERATORS = {
-    "products": ["MatMul", "Gemm"],
-    "products and convolutions": ["MatMul", "Gemm", "Conv"],
-    "products, convolutions and fused attention": ["MatMul", "Gemm", "Conv", "Attention"],
-}
 
 
 def version() -> str:
@@ -23,94 +19,55 @@ def version() -> str:
 
 
 def build(job: Job) -> Built:
-    from lilliput.peers.choose import quickest
+    files, inputs = OnnxFiles(job), load(job.inputs)
+    ways: dict[str, Callable[[], Built]] = {}
+    for division in divisions(inputs, job.batch, job.threads) if files.texts else [Division(job.batch)]:
+        for graph in GRAPHS:
+            kinds = files.int8_operators(graph) if job.variant == "int8" else {"": ()}
+            for what, operators in kinds.items():
+                name = ", ".join(filter(None, (graph, what, str(division) if files.vary else "")))
+                ways[name] = partial(_built, files, graph, operators, division)
+    return build_quickest(job, ways, open_engine)
 
-    images: NDArray[np.uint8] = np.load(job.images)[: job.batch]
 
-    def way(path: str) -> Callable[[], Call]:
-        return lambda: open_engine(job, Built((path,)))(images)
-
-    exported = _export(job)
-    paths = exported | _fuse(exported)
-    if job.variant == "int8":
-        paths = _quantize(paths)
-    best, note = quickest({name: way(path) for name, path in paths.items()})
-    target = f"{job.folder}/model.onnx"
-    shutil.move(paths[best], target)
-    return Built((target,), note=note)
+def _built(files: OnnxFiles, graph: str, operators: tuple[str, ...], division: Division) -> Built:
+    masked = files.texts and (division.size > 1 or graph == FUSED)
+    path = files.exported(graph, masked)
+    if operators:
+        path = files.quantized(path, operators)
+    return Built((path,), {**division._asdict(), "masked": masked, "outputs": files.num_outputs})
 
 
 def open_engine(job: Job, built: Built) -> Prepare:
+    assert built.settings is not None
+    size, requests, masked = built.settings["size"], built.settings["requests"], built.settings["masked"]
+    num_outputs = int(built.settings["outputs"])
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = job.threads
+    options.intra_op_num_threads = job.threads // requests
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(built.files[0], options, providers=["CPUExecutionProvider"])
-    source, result = session.get_inputs()[0], session.get_outputs()[0]
 
-    def prepare(images: NDArray[np.uint8]) -> Call:
-        # Input and output are bound beforehand: no copies and no look-ups in the timed call.
-        pixels = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)
-        logits = np.empty(result.shape, np.float32)
-        binding = session.io_binding()
-        binding.bind_input(source.name, "cpu", 0, np.float32, pixels.shape, pixels.ctypes.data)
-        binding.bind_output(result.name, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-
-        def call() -> NDArray[np.float32]:
-            session.run_with_iobinding(binding)
-            return logits
-
-        vars(call)["input"] = pixels  # the binding has only its address
-        return call
+    def prepare(batch: Inputs) -> Call:
+        parts = parts_of(batch, size, masked)
+        return in_parts(parts, [_bound(session, part, num_outputs) for part in parts], requests)
 
     return prepare
 
 
-def _export(job: Job) -> dict[str, str]:
-    """One .onnx file for each opset, from torch's exporter, with the batch fixed."""
-    import torch
+def _bound(session: "onnxruntime.InferenceSession", part: Part, num_outputs: int) -> Call:
+    """A call with inputs and outputs bound beforehand: no copies and no look-ups in it."""
+    binding = session.io_binding()
+    for source, array in zip(session.get_inputs(), part.arrays, strict=True):
+        binding.bind_input(source.name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+    outputs = np.empty((len(part.rows), num_outputs), np.float32)
+    binding.bind_output(session.get_outputs()[0].name, "cpu", 0, np.float32, outputs.shape, outputs.ctypes.data)
 
-    from lilliput import artifact
-    from lilliput.peers.graph import as_torch
+    def call() -> NDArray[np.float32]:
+        session.run_with_iobinding(binding)
+        return outputs
 
-    program = artifact.read(job.model)
-    module = as_torch(program)
-    example = torch.zeros(job.batch, *module.image_shape)
-    paths = {}
-    for opset in OPSETS:
-        path = f"{job.folder}/opset{opset}.onnx"
-        torch.onnx.export(
-            module, (example,), path, dynamo=True, opset_version=opset, external_data=False, verbose=False
-        )
-        paths[f"opset {opset}"] = path
-    return paths
-
-
-def _fuse(exported: Mapping[str, str]) -> dict[str, str]:
-    """With ONNX Runtime's own Transformer fusions on top."""
-    from onnxruntime.transformers import optimizer
-
-    name, path = next(iter(exported.items()))
-    fused = path.replace(".onnx", "-fused.onnx")
-    optimizer.optimize_model(path, model_type="vit", opt_level=0).save_model_to_file(fused)
-    return {f"{name}, Transformer fusions": fused}
-
-
-def _quantize(exported: Mapping[str, str]) -> dict[str, str]:
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    paths = {}
-    for name, path in exported.items():
-        for what, operators in INT8_OPERATORS.items():
-            quantized = path.replace(".onnx", f"-{len(operators)}.onnx")
-            quantize_dynamic(
-                path,
-                quantized,
-                op_types_to_quantize=operators,
-                weight_type=QuantType.QInt8,
-                extra_options={"MatMulConstBOnly": True},
-            )
-            paths[f"{name}, {what}"] = quantized
-    return paths
+    vars(call)["inputs"] = part.arrays  # the binding has only their addresses
+    return call

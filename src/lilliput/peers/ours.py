@@ -1,9 +1,7 @@
 """Lilliput itself, measured as the peers are: the file that is measured, through `lilliput.open`."""
 
-import numpy as np
-from numpy.typing import NDArray
-
 import lilliput
+from lilliput.peers.inputs import Inputs
 from lilliput.peers.table import Built, Job
 from lilliput.peers.worker import Call, Prepare
 
@@ -19,7 +17,7 @@ def build(job: Job) -> Built:
 def open_engine(job: Job, built: Built) -> Prepare:
     session = lilliput.open(built.files[0], isa=job.isa, num_threads=job.threads)
 
-    def prepare(images: NDArray[np.uint8]) -> Call:
-        return lambda: session.run(images)
+    def prepare(batch: Inputs) -> Call:
+        return lambda: session.run(batch)
 
     return prepare

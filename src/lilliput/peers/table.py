@@ -21,20 +21,22 @@ class Engine:
 
 @dataclass(frozen=True)
 class Job:
-    """What the process of an engine works on. Paths are absolute; images are .npy files, uint8 [n, h, w, c].
+    """What the process of an engine works on. Paths are absolute; `lilliput.peers.inputs` reads the inputs.
 
-    model: the .lil file. folder: the engine's own, for what it builds. images: to run. calibration: for quantisers.
+    model: the .lil file. folder: the engine's own, for what it builds. inputs: to run. calibration: for quantisers.
+    checkpoint: folder of a Hugging Face model, which the peers then run; else they get the weights of the .lil file.
     """
 
     family: str
     variant: str
     model: str
     folder: str
-    images: str
+    inputs: str
     calibration: str
     batch: int
     threads: int
     isa: str | None
+    checkpoint: str | None = None
 
 
 @dataclass(frozen=True)

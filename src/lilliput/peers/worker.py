@@ -1,8 +1,8 @@
 """The process of one engine: `python -m lilliput.peers.worker JOB`, one JSON request a line in, one reply a line out.
 
 Requests: `build` (make the engine's file), `start` (open it, first result, memory), `time` (a chunk of timed calls),
-`predict` (every image). A process that builds is not one that is measured: converters leave memory behind. Lilliput's
-own engine is one of them, so all are measured by the same code.
+`outputs` (of every input). A process that builds is not one that is measured: converters leave memory behind.
+Lilliput's own engine is one of them, so all are measured by the same code.
 """
 
 import gc
@@ -20,13 +20,14 @@ from types import ModuleType
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 import lilliput  # the bare interpreter, of the memory figures, has numpy and lilliput
+from lilliput.peers.inputs import Inputs, batch_of, load
 from lilliput.peers.table import Built, Job
 
-Call = Callable[[], ArrayLike]  # the logits of a batch that was prepared before, [batch, classes]
-Prepare = Callable[[NDArray[np.uint8]], Call]  # of images uint8 [batch, height, width, channels]
+Call = Callable[[], ArrayLike]  # the outputs of a batch that was prepared before, [batch, outputs]
+Prepare = Callable[[Inputs], Call]  # of a batch
 
 SMAPS = Path("/proc/self/smaps_rollup")
 CALLS_BEFORE_MEMORY = 8
@@ -75,7 +76,7 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self.job = job
-        self.images: NDArray[np.uint8] = np.load(job.images, mmap_mode="r")
+        self.inputs = load(job.inputs)
         self.prepare: Prepare | None = None
         self.calls: list[Call] = []
 
@@ -95,9 +96,9 @@ class Worker:
         self.prepare = family.open_engine(self.job, Built(tuple(files), settings))
         opened = time.perf_counter()
         call = self.prepare(first)
-        logits = np.asarray(call())
+        outputs = np.asarray(call())
         done = time.perf_counter()
-        assert logits.shape[0] == self.job.batch, logits.shape
+        assert outputs.shape[0] == self.job.batch, outputs.shape
         for _ in range(CALLS_BEFORE_MEMORY):
             call()
         after = memory()
@@ -115,20 +116,21 @@ class Worker:
         durations, busy = measure_calls(self.calls, seconds)
         return {"nanoseconds": durations, "processors_busy": busy}
 
-    def predict(self) -> dict[str, Any]:
+    def outputs(self) -> dict[str, Any]:
+        """The file with what the engine makes of all inputs, float32 [n, outputs]."""
         assert self.prepare is not None, "started before"
-        predictions: list[int] = []
-        while len(predictions) < len(self.images):
-            logits = np.asarray(self.prepare(self._batch(len(predictions)))())
-            predictions += logits.argmax(axis=1).tolist()
-        return {"predictions": predictions[: len(self.images)]}
+        batches = [
+            np.asarray(self.prepare(self._batch(at))()).copy() for at in range(0, len(self.inputs), self.job.batch)
+        ]
+        path = f"{self.job.folder}/outputs.npy"
+        np.save(path, np.concatenate(batches)[: len(self.inputs)].astype(np.float32, copy=False))
+        return {"path": path}
 
     def _family(self) -> ModuleType:
         return importlib.import_module(f"lilliput.peers.{self.job.family}")
 
-    def _batch(self, start: int) -> NDArray[np.uint8]:
-        """A batch from image `start` on, from the beginning again after the last."""
-        return np.ascontiguousarray(self.images[np.arange(start, start + self.job.batch) % len(self.images)])
+    def _batch(self, start: int) -> Inputs:
+        return batch_of(self.inputs, start, self.job.batch)
 
 
 def _memory_figures(
