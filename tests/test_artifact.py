@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import struct
+import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,8 @@ from hypothesis import strategies as st
 
 from lilliput import artifact
 from lilliput.errors import ArtifactError, FailureError
-from lilliput.program.builder import ProgramBuilder
-from lilliput.program.program import Program
+from lilliput.program.builder import ProgramBuilder, with_golden
+from lilliput.program.program import Program, Vocabulary
 
 
 def tiny_program(shift: float = 0.0) -> Program:
@@ -53,6 +54,106 @@ def test_round_trip_gives_identical_bytes_and_values(good_program: Program, good
         np.testing.assert_array_equal(got.values, wanted.values)
     np.testing.assert_array_equal(program.golden_inputs, good_program.golden_inputs)
     np.testing.assert_array_equal(program.golden_outputs, good_program.golden_outputs)
+
+
+@pytest.fixture
+def sequence_program(good_program: Program) -> Program:
+    """That of the good file of version 2: golden sequences of 3, 1 and 17 tokens, a vocabulary with merges."""
+    program: Program = sys.modules["tests.hostile_files"].good_sequence_program()  # conftest.py has loaded it
+    return program
+
+
+def same_programs(a: Program, b: Program) -> bool:
+    return (
+        (a.buffers, a.ops, a.metadata, a.input, a.output, a.arena_bytes, a.max_tokens, a.vocabulary.tokens)
+        == (b.buffers, b.ops, b.metadata, b.input, b.output, b.arena_bytes, b.max_tokens, b.vocabulary.tokens)
+        and np.array_equal(a.vocabulary.merges, b.vocabulary.merges)
+        and all(np.array_equal(x, y) for x, y in zip(a.golden_inputs, b.golden_inputs, strict=True))
+        and np.array_equal(a.golden_outputs, b.golden_outputs)
+        and all(np.array_equal(x.values, y.values) for x, y in zip(a.tensors, b.tensors, strict=True))
+    )
+
+
+def test_sequence_program_round_trips(sequence_program: Program) -> None:
+    data = artifact.to_bytes(sequence_program)
+    program = artifact.from_bytes(data, "good.lil")
+    assert same_programs(program, sequence_program)
+    assert artifact.to_bytes(program) == data
+    assert [len(ids) for ids in program.golden_inputs] == [3, 1, 17]
+    assert all(ids.dtype == np.uint32 for ids in program.golden_inputs)
+    assert b"" in program.vocabulary.tokens and "é".encode() in program.vocabulary.tokens
+
+
+@pytest.mark.parametrize(
+    "vocabulary",
+    [
+        Vocabulary(),
+        Vocabulary((b"",)),
+        Vocabulary((b"a", "日本".encode(), b"", b""), np.array([[0, 3], [3, 0]], np.uint32)),
+    ],
+    ids=["none", "one-empty-token", "merges"],
+)
+def test_vocabularies_round_trip(sequence_program: Program, vocabulary: Vocabulary) -> None:
+    changed = replace(
+        sequence_program, vocabulary=vocabulary, golden_inputs=(), golden_outputs=np.empty((0, 1, 3), "f4")
+    )
+    data = artifact.to_bytes(changed)
+    assert same_programs(artifact.from_bytes(data, "good.lil"), changed)
+
+
+def test_version_is_the_lowest_that_holds_the_program(good_program: Program, sequence_program: Program) -> None:
+    """An image program is of version 2 where it has one of its ops or activations, and there only."""
+    assert (good_program.version, sequence_program.version) == (1, 2)
+    for activation, version in ((0, 1), (2, 1), (3, 2), (4, 2)):
+        changed = [
+            replace(op, attributes={"activation": activation}) if op.kind == "linear" else op for op in good_program.ops
+        ]
+        program = replace(good_program, ops=tuple(changed))
+        data = artifact.to_bytes(program)
+        assert (program.version, data[8]) == (version, version)
+        assert artifact.to_bytes(artifact.from_bytes(data, "good.lil")) == data
+    table_image: bytes = sys.modules["tests.hostile_files"].table_image_file()
+    program = artifact.from_bytes(table_image, "image.lil")
+    assert (program.version, program.max_tokens) == (2, 0)
+    assert artifact.to_bytes(program) == table_image
+
+
+def test_an_image_program_has_no_vocabulary(good_program: Program) -> None:
+    with pytest.raises(ArtifactError, match="vocabulary: has 1 tokens; an image program must have none"):
+        artifact.to_bytes(replace(good_program, vocabulary=Vocabulary((b"a",))))
+
+
+def test_bytes_of_a_sequence_program_are_those_of_the_page() -> None:
+    """Header, sections 1, 3, 6 and 7 of a small file, spelled out from docs/format.md."""
+    b = ProgramBuilder()
+    codes = b.tensor("codes", role="embedding", format="int8", values=np.array([[1, -1], [2, 0]], np.int8))
+    scale = b.tensor("scale", role="scale", format="bf16", values=np.ones((1, 2), np.float32))
+    x = b.emit("embed_tokens", [b.tokens("tokens", 5)], [codes, scale])
+    y = b.emit("mean_rows", [x])
+    metadata: dict[str, Any] = {"task": "text-embedding", "labels": [], "tokenizer": None}
+    vocabulary = Vocabulary((b"x", b"yz"), np.array([[0, 1]], np.uint32))
+    program = with_golden(
+        b.build(output=y, metadata=metadata, vocabulary=vocabulary),
+        [np.array(ids, np.uint32) for ids in ([1], [0, 1, 1])],
+    )
+    data = artifact.to_bytes(program)
+    assert struct.unpack_from("<IIQQIIII", data, 8)[0] == 2
+    assert struct.unpack_from("<QQIIII", data, 16) == (len(data), 8, 0, 2, 7, 5)
+    sections = [struct.unpack_from("<IIQQ", data, 48 + 24 * number) for number in range(7)]
+    assert [kind for kind, *_ in sections] == [1, 2, 3, 4, 5, 6, 7]
+    assert sections[0][2] == 256 and not any(data[216:256])
+    content = [data[offset : offset + size] for _, _, offset, size in sections]
+    records = ((4, 0, 1, 0, 0), (3, 0, 2, 0, 0), (3, 1, 2, 0, 0))
+    assert content[0] == b"".join(struct.pack("<IIIIQ", *record) for record in records)
+    assert content[2] == struct.pack("<10H5I", 12, 0, 0, 0, 1, 0, 0, 1, 0, 0, *[0] * 5) + struct.pack(
+        "<10H5I", 11, 1, 0, 0, 2, 0, 0, 0, 0, 0, *[0] * 5
+    )
+    golden = struct.pack("<6I", 1, 3, 1, 0, 1, 1) + bytes(40)
+    assert content[5] == golden + struct.pack(
+        "<4f", 2, 0, np.float32(5) / np.float32(3), np.float32(-1) / np.float32(3)
+    )
+    assert content[6] == struct.pack("<5I", 1, 0, 1, 1, 3) + b"xyz"
+    assert sections[6][1] == 2 and sections[5][1] == 2
 
 
 def test_program_without_tensors_or_golden_examples_round_trips() -> None:
@@ -201,7 +302,8 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
 @given(data=st.data())
 def test_any_altered_bytes_are_refused_or_canonical(good_file: bytes, data: st.DataObject) -> None:
     """Behind a correct checksum, any change is refused by one clear error, or is a file that we would have written."""
-    draft = bytearray(artifact.to_bytes(tiny_program()) if data.draw(st.booleans()) else good_file)
+    others = (tiny_program(), sys.modules["tests.hostile_files"].good_sequence_program())
+    draft = bytearray(data.draw(st.sampled_from([good_file, *map(artifact.to_bytes, others)])))
     metadata_start, metadata_size = struct.unpack_from("<QQ", draft, 48 + 4 * 24 + 8)
     places = st.integers(0, len(draft) - 1).filter(lambda p: not metadata_start <= p < metadata_start + metadata_size)
     for place, value in data.draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=4)):

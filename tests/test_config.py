@@ -8,6 +8,7 @@ import pytest
 from lilliput.config import BLOCK, INT6_BLOCK, ModelSettings, Recipe, load_recipe, parse_recipe
 from lilliput.errors import RecipeError
 from lilliput.program.formats import TILE_ROWS, WEIGHT_FORMATS
+from lilliput.text_config import CompressRecipe
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown field": ({"train": {"epoch": 3}}, r"unknown field 'train\.epoch'; allowed: batch_size, .*epochs"),
@@ -66,7 +67,8 @@ def test_recipes_of_the_project_are_valid() -> None:
     recipes = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
     assert {path.stem for path in recipes} >= {"digits", "fashion-mnist", "cifar10"}
     for path in recipes:
-        assert load_recipe(path).name == path.stem
+        recipe = load_recipe(path, None, CompressRecipe) if path.stem == "minilm-pot4" else load_recipe(path)
+        assert recipe.name == path.stem
 
 
 def test_overrides(tmp_path: Path) -> None:

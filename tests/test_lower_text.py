@@ -62,7 +62,7 @@ OUTPUTS: dict[str, dict[str, Any]] = {
 }
 CASES = [(name, output) for name in MODELS for output in ("sentence", "labels")]
 CASES += [("bert", output) for output in OUTPUTS if output not in ("sentence", "labels")]
-METADATA = {"provenance": {}}
+METADATA: dict[str, Any] = {"provenance": {}}
 
 
 def encoder(name: str, output: str) -> TextEncoder:

@@ -16,13 +16,13 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-import lilliput
-from lilliput import artifact, measure, pipeline
+from lilliput import artifact, measure, pipeline, stages
 from lilliput.config import DataSettings, FinetuneSettings, Recipe, parse_recipe
 from lilliput.data import load
 from lilliput.errors import FailureError, UserError
 from lilliput.models import stack
 from lilliput.program.formats import round_bf16
+from lilliput.runtime.opening import open_image_model
 from lilliput.train.loop import fit
 
 SMALL: dict[str, Any] = {
@@ -84,7 +84,7 @@ def test_zeros_and_formats_are_in_the_file(finished: Path) -> None:
 def test_runtime_equals_the_reference_on_the_whole_test_set_and_on_extremes(finished: Path) -> None:
     test = load(DataSettings(name="digits")).test
     program = artifact.read(finished / "model.lil")
-    with lilliput.open(finished / "model.lil") as session:
+    with open_image_model(finished / "model.lil") as session:
         assert measure.verify(session, program, test.images) == 360 + 1000
         tampered = tuple(
             replace(tensor, values=round_bf16(tensor.values + np.float32(0.25)))
@@ -101,7 +101,7 @@ def test_a_finished_run_is_not_done_again(finished: Path, monkeypatch: pytest.Mo
         raise AssertionError("a finished stage was done again")
 
     before = (finished / "model.lil").read_bytes()
-    monkeypatch.setattr(pipeline, "_do_stage", forbidden)
+    monkeypatch.setattr(pipeline.Run, "do_stage", forbidden)
     assert pipeline.run(recipe(), finished.parent, quiet=True) == finished
     assert (finished / "model.lil").read_bytes() == before
 
@@ -110,10 +110,10 @@ def test_a_changed_stage_and_all_after_it_are_done_again(finished: Path, monkeyp
     done: list[str] = []
 
     def note(state: pipeline.Run, index: int, key: str) -> dict[str, Any]:
-        done.append(state.recipe.stages[index])
+        done.append(state.stages[index])
         raise FailureError("enough seen")
 
-    monkeypatch.setattr(pipeline, "_do_stage", note)
+    monkeypatch.setattr(pipeline.Run, "do_stage", note)
     changed = {**SMALL["quantize"], "weight_format": "int4"}
     with pytest.raises(FailureError, match="enough seen"):
         pipeline.run(recipe(quantize=changed), finished.parent, quiet=True)
@@ -319,7 +319,7 @@ def test_a_full_disk_while_exporting_keeps_what_was_done(
 
 def test_a_second_run_in_the_same_folder_is_refused(finished: Path) -> None:
     with (
-        pipeline._alone_in(finished),
+        stages.alone_in(finished, "lil run"),
         pytest.raises(UserError, match=r"another lil run works in .*small; wait for it, or give another --out"),
     ):
         pipeline.run(recipe(), finished.parent, quiet=True)
@@ -335,5 +335,5 @@ def test_an_impossible_folder_is_refused_before_training(tmp_path: Path, monkeyp
 
 def test_images_that_moved_are_the_same_data() -> None:
     settings = DataSettings(name="fashion-mnist", path="photos")
-    assert pipeline._hash(settings) == pipeline._hash(settings.model_copy(update={"path": "elsewhere"}))
-    assert pipeline._hash(settings) != pipeline._hash(settings.model_copy(update={"split_seed": 1}))
+    assert stages.hash_of(settings) == stages.hash_of(settings.model_copy(update={"path": "elsewhere"}))
+    assert stages.hash_of(settings) != stages.hash_of(settings.model_copy(update={"split_seed": 1}))

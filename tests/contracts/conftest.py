@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lilliput.program.formats import round_bf16
-from lilliput.program.ops import OPS
+from lilliput.program.ops import ACTIVATIONS, OPS
 
 Array = NDArray[Any]
 Floats = Callable[..., Array]  # shape -> activations
@@ -55,7 +55,7 @@ def make_linear(rng: np.random.Generator, floats: Floats) -> Case:
     x = np.zeros((3, rows, -(-inputs // 8) * 8), np.int8)
     x[:, :, :inputs] = rng.integers(-127, 128, (3, rows, inputs))
     tensors = [levels(rng, outputs, inputs), bf16(rng, outputs, 0.0, 0.01), bf16(rng, outputs)]
-    return Case([x, np.abs(floats(3, rows, 1))], tensors, {"activation": int(rng.integers(0, 3))})
+    return Case([x, np.abs(floats(3, rows, 1))], tensors, {"activation": int(rng.integers(0, len(ACTIVATIONS)))})
 
 
 def make_linear_add(rng: np.random.Generator, floats: Floats) -> Case:
@@ -74,6 +74,11 @@ def make_attention(rng: np.random.Generator, floats: Floats) -> Case:
     attributes = {"num_heads": num_heads, "head_dim": head_dim, "logit_scale": float(F(head_dim**-0.5))}
     attributes["num_queries"] = int(rng.integers(0, tokens))
     return Case([floats(2, tokens, 3 * num_heads * head_dim)], [], attributes)
+
+
+def make_table_attention(rng: np.random.Generator, floats: Floats) -> Case:
+    inputs, _, attributes = make_attention(rng, floats)
+    return Case(inputs, [], {**attributes, "logit_scale": float(F(32 * attributes["logit_scale"]))})
 
 
 def make_prepend_token(rng: np.random.Generator, floats: Floats) -> Case:
@@ -95,6 +100,30 @@ def make_mean_rows(rng: np.random.Generator, floats: Floats) -> Case:
     return Case([floats(3, rng.integers(1, 40), rng.integers(1, 9))], [], {})
 
 
+def make_embed_tokens(rng: np.random.Generator, floats: Floats) -> Case:
+    known, tokens, width = (int(rng.integers(1, high)) for high in (30, 9, 9))
+    ids = rng.integers(0, known, (3, tokens, 1), dtype=np.uint32)
+    return Case([ids], [levels(rng, known, width), bf16(rng, known, 0.0, 1.0)], {})
+
+
+def make_normalize_rows(rng: np.random.Generator, floats: Floats) -> Case:
+    return Case([floats(3, rng.integers(1, 5), rng.integers(1, 50))], [], {})
+
+
+def make_scale_shift(rng: np.random.Generator, floats: Floats) -> Case:
+    width = int(rng.integers(1, 50))
+    return Case([floats(3, rng.integers(1, 5), width)], [bf16(rng, width), bf16(rng, width)], {})
+
+
+def make_neighbors(rng: np.random.Generator, floats: Floats) -> Case:
+    return Case([floats(3, rng.integers(1, 6), rng.integers(1, 9))], [], {})
+
+
+def make_concat(rng: np.random.Generator, floats: Floats) -> Case:
+    rows = int(rng.integers(1, 5))
+    return Case([floats(3, rows, rng.integers(1, 20)) for _ in range(2)], [], {})
+
+
 MAKE: dict[str, Callable[[np.random.Generator, Floats], Case]] = {
     "normalize": make_normalize,
     "unfold": make_unfold,
@@ -107,6 +136,12 @@ MAKE: dict[str, Callable[[np.random.Generator, Floats], Case]] = {
     "add_positions": make_add_positions,
     "select_row": make_select_row,
     "mean_rows": make_mean_rows,
+    "embed_tokens": make_embed_tokens,
+    "normalize_rows": make_normalize_rows,
+    "scale_shift": make_scale_shift,
+    "neighbors": make_neighbors,
+    "concat": make_concat,
+    "table_attention": make_table_attention,
 }
 
 

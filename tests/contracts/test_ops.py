@@ -71,29 +71,39 @@ def page_exp2(x: F) -> F:
     return F(p * F(2.0 ** int(n)))
 
 
-def page_gelu(x: F) -> F:
-    u = page_clamp(abs(x) * mathfn.GELU_INV_STEP, ZERO, F(31.999998))
+def page_piecewise(x: F, name: str) -> F:
+    """`h(|x|)` of the tables of mathfn that begin with `name`."""
+    u = page_clamp(abs(x) * getattr(mathfn, f"{name}_INV_STEP"), ZERO, F(31.999998))
     k = int(u)
     t = u - F(k)
-    c3, c2, c1, c0 = (table[k] for table in (mathfn.GELU_C3, mathfn.GELU_C2, mathfn.GELU_C1, mathfn.GELU_C0))
-    return F((x if x > 0 else ZERO) - (((c3 * t + c2) * t + c1) * t + c0))
+    c3, c2, c1, c0 = (getattr(mathfn, f"{name}_C{power}")[k] for power in (3, 2, 1, 0))
+    return F(((c3 * t + c2) * t + c1) * t + c0)
+
+
+def page_tanh(x: F) -> F:
+    y = ONE - page_piecewise(x, "TANH")
+    return F((y if x >= 0 else ZERO) - (y if x <= 0 else ZERO))
+
+
+PAGE_ACTIVATIONS: tuple[Callable[[F], F], ...] = (
+    lambda x: x,
+    lambda x: x if x > 0 else ZERO,
+    lambda x: F((x if x > 0 else ZERO) - page_piecewise(x, "GELU")),
+    lambda x: F((x if x > 0 else ZERO) - page_piecewise(x, "GELU_TANH")),
+    page_tanh,
+)
 
 
 def page_linear(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Mapping[str, Any]) -> list[Any]:
     x, x_scale = inputs[:2]
     codes, scale, bias = tensors
     y = np.empty((len(x), len(codes)), F)
+    activate = PAGE_ACTIVATIONS[attributes.get("activation", 0)]
     for r in range(len(x)):
         for n in range(len(codes)):
             acc = sum(int(x[r, k]) * int(codes[n, k]) for k in range(codes.shape[1]))
             value = (F(acc) * scale[0, n]) * x_scale[r, 0] + bias[0, n]
-            if len(inputs) == 3:
-                value = value + inputs[2][r, n]
-            elif attributes["activation"] == 1:
-                value = value if value > 0 else ZERO
-            elif attributes["activation"] == 2:
-                value = page_gelu(value)
-            y[r, n] = value
+            y[r, n] = value + inputs[2][r, n] if len(inputs) == 3 else activate(value)
     return [y]
 
 
@@ -109,33 +119,68 @@ def page_layer_norm(inputs: Sequence[Array], tensors: Sequence[Array], attribute
     return [y]
 
 
-def page_attention(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Mapping[str, Any]) -> list[Any]:
-    (x,) = inputs
-    num_heads, head_dim, logit_scale = attributes["num_heads"], attributes["head_dim"], F(attributes["logit_scale"])
-    tokens = len(x)
-    queries = attributes["num_queries"] or tokens
-    y = np.empty((queries, num_heads * head_dim), F)
-    for head in range(num_heads):
-        starts = [(block * num_heads + head) * head_dim for block in range(3)]
-        q, k, v = ([page_quantize_row(row[start : start + head_dim]) for row in x] for start in starts)
-        for i in range(queries):
-            c = q[i][1] * logit_scale
-            dots = [sum(a * b for a, b in zip(q[i][0], k[j][0], strict=True)) for j in range(tokens)]
-            s = [(F(dots[j]) * c) * k[j][1] for j in range(tokens)]
-            m = page_max(s, s[0])
-            e = [page_exp2(value - m) for value in s]
-            z = page_sum(e)
-            g = [e[j] * v[j][1] for j in range(tokens)]
-            w = page_max(g, ZERO)
-            out = y[i, head * head_dim : (head + 1) * head_dim]
-            if not w >= TINY:
-                out[:] = ZERO
-                continue
-            inv = LIMIT / w
-            p = [int(np.rint(page_clamp(value * inv, ZERO, LIMIT))) for value in g]
-            f = (w / LIMIT) / z
-            out[:] = [F(sum(p[j] * v[j][0][d] for j in range(tokens))) * f for d in range(head_dim)]
-    return [y]
+def page_scores(q: tuple[list[int], F], keys: Sequence[tuple[list[int], F]], logit_scale: F) -> list[F]:
+    c = q[1] * logit_scale
+    dots = [sum(a * b for a, b in zip(q[0], key[0], strict=True)) for key in keys]
+    return [(F(dot) * c) * key[1] for dot, key in zip(dots, keys, strict=True)]
+
+
+def page_mix(p: Sequence[int], values: Sequence[Sequence[int]], f: F) -> list[F]:
+    return [F(sum(a * b for a, b in zip(p, column, strict=True))) * f for column in zip(*values, strict=True)]
+
+
+def page_softmax_head(q: Array, k: Array, v: Array, logit_scale: F) -> Array:
+    """One head of `attention`: rows of tokens, [Q, dh] and [T, dh] twice."""
+    keys, values = ([page_quantize_row(row) for row in x] for x in (k, v))
+    y = np.empty_like(q)
+    for i, row in enumerate(q):
+        s = page_scores(page_quantize_row(row), keys, logit_scale)
+        m = page_max(s, s[0])
+        e = [page_exp2(value - m) for value in s]
+        z = page_sum(e)
+        g = [value * scale for value, (_, scale) in zip(e, values, strict=True)]
+        w = page_max(g, ZERO)
+        if not w >= TINY:
+            y[i] = ZERO
+            continue
+        inv = LIMIT / w
+        p = [int(np.rint(page_clamp(value * inv, ZERO, LIMIT))) for value in g]
+        y[i] = page_mix(p, [levels for levels, _ in values], (w / LIMIT) / z)
+    return y
+
+
+def page_weight(t: int) -> int:
+    return 0 if t == 255 else round(127 * 2 ** (-t / 32))
+
+
+def page_table_head(q: Array, k: Array, v: Array, logit_scale: F) -> Array:
+    """The same of `table_attention`."""
+    keys = [page_quantize_row(row) for row in k]
+    levels, value_scale = page_quantize_row(list(v.ravel()))
+    values = [levels[start : start + v.shape[1]] for start in range(0, v.size, v.shape[1])]
+    y = np.empty_like(q)
+    for i, row in enumerate(q):
+        s = page_scores(page_quantize_row(row), keys, logit_scale)
+        m = page_max(s, F(-np.inf))
+        steps = [m - value for value in s]
+        p = [page_weight(int(np.rint(x if x <= F(255) else F(255)))) for x in steps]
+        z = sum(p)
+        y[i] = page_mix(p, values, value_scale / F(z) if z else ZERO)
+    return y
+
+
+def page_attention(head_of: Callable[[Array, Array, Array, F], Array]) -> Callable[..., list[Any]]:
+    def page(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Mapping[str, Any]) -> list[Any]:
+        (x,) = inputs
+        num_heads, head_dim = attributes["num_heads"], attributes["head_dim"]
+        queries, outputs = attributes["num_queries"] or len(x), []
+        for head in range(num_heads):
+            starts = [(block * num_heads + head) * head_dim for block in range(3)]
+            q, k, v = (x[:, start : start + head_dim] for start in starts)
+            outputs.append(head_of(q[:queries], k, v, F(attributes["logit_scale"])))
+        return [np.concatenate(outputs, axis=1)]
+
+    return page
 
 
 def page_unfold(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Mapping[str, Any]) -> list[Any]:
@@ -168,6 +213,25 @@ def page_mean_rows(inputs: Sequence[Array], tensors: Sequence[Array], attributes
     return [[means]]
 
 
+def page_normalize_rows(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Mapping[str, Any]) -> list[Any]:
+    rows = []
+    for x in inputs[0]:
+        n = np.sqrt(page_sum([value * value for value in x]))
+        rows.append([value / (n if n >= F(1e-12) else F(1e-12)) for value in x])
+    return [rows]
+
+
+def page_neighbors(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Mapping[str, Any]) -> list[Any]:
+    (x,) = inputs
+    rows = []
+    for t in range(len(x)):
+        row: list[F] = []
+        for at in (t + 1, t, t - 1):
+            row.extend(x[at] if 0 <= at < len(x) else [ZERO] * x.shape[1])
+        rows.append(row)
+    return [rows]
+
+
 PAGE: dict[str, Callable[[Sequence[Array], Sequence[Array], Mapping[str, Any]], list[Any]]] = {
     "normalize": lambda i, t, a: [
         [[F(v) * s + b for v, s, b in zip(row, t[0][0], t[1][0], strict=True)] for row in i[0]]
@@ -177,13 +241,21 @@ PAGE: dict[str, Callable[[Sequence[Array], Sequence[Array], Mapping[str, Any]], 
     "linear": page_linear,
     "linear_add": page_linear,
     "layer_norm": page_layer_norm,
-    "attention": page_attention,
+    "attention": page_attention(page_softmax_head),
     "prepend_token": lambda i, t, a: [[[F(level) * t[1][0, 0] for level in t[0][0]], *i[0]]],
     "add_positions": lambda i, t, a: [
         [[v + F(level) * t[1][0, r] for v, level in zip(i[0][r], t[0][r], strict=True)] for r in range(len(i[0]))]
     ],
     "select_row": lambda i, t, a: [[i[0][a["row"]]]],
     "mean_rows": page_mean_rows,
+    "embed_tokens": lambda i, t, a: [[[F(level) * t[1][0, id_] for level in t[0][id_]] for id_ in i[0][:, 0]]],
+    "normalize_rows": page_normalize_rows,
+    "scale_shift": lambda i, t, a: [
+        [[v * gamma + beta for v, gamma, beta in zip(row, t[0][0], t[1][0], strict=True)] for row in i[0]]
+    ],
+    "neighbors": page_neighbors,
+    "concat": lambda i, t, a: [[[*first, *second] for first, second in zip(*i, strict=True)]],
+    "table_attention": page_attention(page_table_head),
 }
 
 
@@ -271,41 +343,19 @@ def test_bits_are_those_of_the_page(kind: str, make_case: MakeCase, seed: int, e
         assert same_bits(got, wanted)
 
 
-def test_attention_of_nothing_is_zero() -> None:
-    attributes = {"num_heads": 2, "head_dim": 4, "logit_scale": 0.5, "num_queries": 0}
-    (y,) = apply("attention", [np.zeros((1, 5, 24), F)], [], attributes)
-    assert same_bits(y, np.zeros((1, 5, 8), F))
+def test_a_sequence_takes_the_first_of_the_positions() -> None:
+    rng = np.random.default_rng(6)
+    x, codes = rng.normal(size=(2, 3, 5)).astype(F), rng.integers(-7, 8, (9, 5)).astype(np.int8)
+    scale = rng.random((1, 9)).astype(F)
+    (got,) = apply("add_positions", [x], [codes, scale], {})
+    (wanted,) = apply("add_positions", [x], [codes[:3], scale[:, :3]], {})
+    assert same_bits(got, wanted)
 
 
-@pytest.mark.parametrize(("size", "alive"), [(1e-28, False), (2e-28, True)])
-def test_attention_of_almost_nothing_is_zero(size: float, alive: bool) -> None:
-    """The limit is on the values' largest step, size / 127, once it is multiplied by the probabilities."""
-    x = np.zeros((1, 5, 24), F)
-    x[:, :, 16:] = size
-    (y,) = apply("attention", [x], [], {"num_heads": 2, "head_dim": 4, "logit_scale": 0.5, "num_queries": 0})
-    assert bool((y > 0).all()) is alive
-    assert bool((y == 0).all()) is not alive
-
-
-def test_attention_gives_each_query_what_it_has_alone_in_front_of_the_same_keys() -> None:
-    """No scale spans tokens: dropping a query changes no other query's bits, which incremental attention relies on."""
-    x = np.random.default_rng(4).normal(size=(1, 9, 3 * 8)).astype(F)
-    attributes = {"num_heads": 1, "head_dim": 8, "logit_scale": 0.35, "num_queries": 0}
-    (full,) = apply("attention", [x], [], attributes)
-    changed = x.copy()
-    changed[0, 3, :8] = 5.0
-    (other,) = apply("attention", [changed], [], attributes)
-    assert same_bits(np.delete(full, 3, axis=1), np.delete(other, 3, axis=1))
-    assert not same_bits(full[:, 3], other[:, 3])
-
-
-@pytest.mark.parametrize("queries", [1, 2, 8])
-def test_fewer_queries_give_the_first_rows_of_all(queries: int) -> None:
-    x = np.random.default_rng(5).normal(size=(3, 9, 3 * 2 * 5)).astype(F)
-    attributes = {"num_heads": 2, "head_dim": 5, "logit_scale": 0.4}
-    (every,) = apply("attention", [x], [], attributes | {"num_queries": 0})
-    (first,) = apply("attention", [x], [], attributes | {"num_queries": queries})
-    assert same_bits(first, every[:, :queries])
+@pytest.mark.parametrize("size", [0.0, 1e-13, 1e-30, np.nan])
+def test_a_row_without_length_is_divided_by_the_least(size: float) -> None:
+    (y,) = apply("normalize_rows", [np.full((1, 1, 3), size, F)], [], {})
+    assert same_bits(y, np.full((1, 1, 3), size, F) / F(1e-12))
 
 
 @pytest.mark.parametrize("length", [1, EXACT_IN_FLOAT32, EXACT_IN_FLOAT32 + 1, 65536])

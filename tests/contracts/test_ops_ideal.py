@@ -57,6 +57,12 @@ def ideal_linear(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any]) -
     elif activation == 2:
         y = y * np.vectorize(lambda v: 0.5 * math.erfc(-v / math.sqrt(2)))(y)
         bound = bound * 1.13  # the steepest slope of gelu
+    elif activation == 3:
+        y = y / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (y + 0.044715 * y**3)))
+        bound = bound * 1.13
+    elif activation == 4:
+        y = np.tanh(y)
+        bound = bound + 1e-5
     return [y], [bound]
 
 
@@ -69,35 +75,67 @@ def ideal_layer_norm(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any
     return [d * r * t[0] + t[1]], [1e-6 * (1 + np.abs(d * r)) * (1 + size * r)]
 
 
-def ideal_attention(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any]) -> Ideal:
-    """Softmax attention; the bound follows half a quantisation step of q, k, v and the probabilities through it."""
+def softmax_terms(x: Array, a: Mapping[str, Any], base: float) -> tuple[Array, Array, Array]:
+    """Of attention on [B, T, 3 * H * dh] whose logits are to `base`: each weight before it is divided by their sum, how
+    far off a logit may be by half a quantisation step of q and k, and the values."""
     heads, width = a["num_heads"], a["head_dim"]
-    batch, tokens, _ = i[0].shape
-    q, k, v = i[0].astype(np.float64).reshape(batch, tokens, 3, heads, width).transpose(2, 0, 3, 1, 4)
+    batch, tokens, _ = x.shape
+    q, k, v = x.astype(np.float64).reshape(batch, tokens, 3, heads, width).transpose(2, 0, 3, 1, 4)
     q = q[:, :, : a["num_queries"] or tokens]
-    q_step, k_step, v_step = (np.abs(x).max(axis=3, keepdims=True) / 127 for x in (q, k, v))
-    logit_scale = a["logit_scale"] * np.log(2)  # the format's logits are to base 2
+    q_step, k_step = (np.abs(part).max(axis=3, keepdims=True) / 127 for part in (q, k))
+    logit_scale = a["logit_scale"] * np.log(base)
     logits = logit_scale * q @ k.swapaxes(2, 3)
     k_step_row = k_step.swapaxes(2, 3)
     off = np.abs(q).sum(axis=3, keepdims=True) * k_step_row / 2 + q_step / 2 * np.abs(k).sum(axis=3)[:, :, None]
     off = (logit_scale * (off + width * q_step * k_step_row / 4)).max(axis=3, keepdims=True)
-    e = np.exp(logits - logits.max(axis=3, keepdims=True))
+    return np.exp(logits - logits.max(axis=3, keepdims=True)), off, v
+
+
+def join_heads(y: Array) -> Array:
+    batch, heads, queries, width = y.shape
+    return y.swapaxes(1, 2).reshape(batch, queries, heads * width)
+
+
+def ideal_attention(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any]) -> Ideal:
+    """Softmax attention; the bound follows half a quantisation step of q, k, v and the probabilities through it."""
+    e, off, v = softmax_terms(i[0], a, 2.0)
     z = e.sum(axis=3, keepdims=True)
+    v_step = np.abs(v).max(axis=3, keepdims=True) / 127
     biggest, v_biggest_step = np.abs(v).max(axis=2, keepdims=True), v_step.max(axis=2, keepdims=True)
     bound = (
         biggest * np.expm1(2 * off)
         + v_biggest_step / 2
-        + tokens * v_biggest_step / 2 / z * np.exp(2 * off)
+        + v.shape[2] * v_biggest_step / 2 / z * np.exp(2 * off)
         + 3e-4 * biggest
         + 1e-5
     )
-    join = (batch, q.shape[2], heads * width)
-    return [((e / z) @ v).swapaxes(1, 2).reshape(join)], [bound.swapaxes(1, 2).reshape(join)]
+    return [join_heads((e / z) @ v)], [join_heads(bound)]
+
+
+def ideal_table_attention(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any]) -> Ideal:
+    """The same: a weight is off by half a step of its logarithm, and of its 127 levels."""
+    e, off, v = softmax_terms(i[0], a, 2.0 ** (1 / 32))
+    z = e.sum(axis=3, keepdims=True)
+    wrong = (e * np.expm1(2 * off + math.log(2) / 64) + 0.51 / 127).sum(axis=3, keepdims=True)
+    biggest = np.abs(v).max(axis=(2, 3), keepdims=True)
+    bound = biggest * (2 * wrong / np.maximum(z - wrong, 1) + 0.5 / 127) + 1e-5  # the largest weight is always 1
+    return [join_heads((e / z) @ v)], [join_heads(np.broadcast_to(bound, (*e.shape[:3], v.shape[3])))]
 
 
 def ideal_prepend_token(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any]) -> Ideal:
     token = np.broadcast_to(t[0] * t[1].astype(np.float64), (len(i[0]), 1, i[0].shape[2]))
     return [np.concatenate([token, i[0]], axis=1)], [1e-5]
+
+
+def ideal_normalize_rows(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any]) -> Ideal:
+    x = i[0].astype(np.float64)
+    return [x / np.sqrt((x * x).sum(axis=2, keepdims=True))], [1e-6]
+
+
+def ideal_neighbors(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any]) -> Ideal:
+    nothing = np.zeros_like(i[0][:, :1])
+    after, before = np.concatenate([i[0][:, 1:], nothing], 1), np.concatenate([nothing, i[0][:, :-1]], 1)
+    return [np.stack([after, i[0], before], axis=2).reshape(*i[0].shape[:2], -1)], [0.0]
 
 
 def ideal_add_positions(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any]) -> Ideal:
@@ -116,6 +154,12 @@ IDEAL: dict[str, Callable[[Sequence[Array], Sequence[Array], Mapping[str, Any]],
     "add_positions": ideal_add_positions,
     "select_row": lambda i, t, a: ([i[0][:, a["row"], None]], [0.0]),
     "mean_rows": lambda i, t, a: ([i[0].astype(np.float64).mean(axis=1, keepdims=True)], [1e-6]),
+    "embed_tokens": lambda i, t, a: ([(t[0] * t[1].T.astype(np.float64))[i[0][..., 0]]], [1e-5]),
+    "normalize_rows": ideal_normalize_rows,
+    "scale_shift": lambda i, t, a: ([i[0] * t[0].astype(np.float64) + t[1]], [1e-6]),
+    "neighbors": ideal_neighbors,
+    "concat": lambda i, t, a: ([np.concatenate(i, axis=2)], [0.0]),
+    "table_attention": ideal_table_attention,
 }
 
 
@@ -132,10 +176,11 @@ def test_outputs_are_near_the_ideal(kind: str, make_case: MakeCase, seed: int) -
         assert (np.abs(got - wanted) <= bound).all()
 
 
-def test_attention_is_close_to_softmax_attention_on_ordinary_values() -> None:
-    """The bound above is a worst case; on values as they come the error is a percent or so."""
+@pytest.mark.parametrize(("kind", "steps", "bound"), [("attention", 1, 0.02), ("table_attention", 32, 0.02)])
+def test_attention_is_close_to_softmax_attention_on_ordinary_values(kind: str, steps: int, bound: float) -> None:
+    """The bound above is a worst case; on values as they come the error is a percent or so. `steps` an octave."""
     x = np.random.default_rng(3).normal(size=(4, 65, 3 * 4 * 32)).astype(np.float32)
-    attributes = {"num_heads": 4, "head_dim": 32, "logit_scale": 32**-0.5, "num_queries": 0}
-    (got,) = apply("attention", [x], [], attributes)
-    ideals, _ = ideal_attention([x], [], attributes)
-    assert np.linalg.norm(got - ideals[0]) / np.linalg.norm(ideals[0]) < 0.02
+    attributes = {"num_heads": 4, "head_dim": 32, "logit_scale": steps * 32**-0.5, "num_queries": 0}
+    (got,) = apply(kind, [x], [], attributes)
+    ideals, _ = IDEAL[kind]([x], [], attributes)
+    assert np.linalg.norm(got - ideals[0]) / np.linalg.norm(ideals[0]) < bound

@@ -2,7 +2,14 @@
 #include "lil_crc32.h"
 #include "mutate.h"
 
-enum { FIRST_SECTION = sizeof(lil_header) + LIL_NUM_SECTIONS * sizeof(lil_section) };
+/* Sections of a version, and where their table ends. */
+static uint32_t num_sections(uint32_t version) {
+    return version == 1 ? LIL_NUM_SECTIONS - 1 : LIL_NUM_SECTIONS;
+}
+
+static size_t table_end(uint32_t version) {
+    return sizeof(lil_header) + num_sections(version) * sizeof(lil_section);
+}
 
 static size_t index_bytes(size_t block_rows, size_t stored) {
     return align(4 * (block_rows + 1) + 2 * stored, LIL_FILE_ALIGNMENT);
@@ -50,12 +57,16 @@ static bool take_records(const uint8_t *file, const lil_section *section, size_t
 
 bool take_apart(draft *d, const uint8_t *file, size_t size) {
     lil_section sections[LIL_NUM_SECTIONS];
-    if (size < FIRST_SECTION) {
+    if (size < sizeof d->header) {
         return false;
     }
     memcpy(&d->header, file, sizeof d->header);
-    memcpy(sections, file + sizeof d->header, sizeof sections);
-    for (size_t i = 0; i < LIL_NUM_SECTIONS; i++) {
+    const uint32_t count = num_sections(d->header.version);
+    if (size < table_end(d->header.version)) {
+        return false;
+    }
+    memcpy(sections, file + sizeof d->header, count * sizeof *sections);
+    for (size_t i = 0; i < count; i++) {
         if (sections[i].offset > size || sections[i].bytes > size - sections[i].offset) {
             return false;
         }
@@ -76,6 +87,13 @@ bool take_apart(draft *d, const uint8_t *file, size_t size) {
     d->metadata_bytes = sections[4].bytes < MAX_METADATA_BYTES ? (size_t)sections[4].bytes : MAX_METADATA_BYTES;
     memcpy(d->metadata, file + sections[4].offset, d->metadata_bytes);
     d->num_golden = sections[5].count;
+    d->num_words = 0;
+    d->vocabulary_bytes = 0;
+    if (count > 6 && sections[6].bytes <= MAX_VOCABULARY_BYTES) {
+        d->num_words = sections[6].count;
+        d->vocabulary_bytes = (size_t)sections[6].bytes;
+        memcpy(d->vocabulary, file + sections[6].offset, d->vocabulary_bytes);
+    }
     return true;
 }
 
@@ -97,13 +115,15 @@ static size_t append(uint8_t *file, size_t *size, size_t capacity, uint32_t kind
     return start;
 }
 
-/* Bytes of the golden section, or 0 where the buffers say too many. The examples are all zero. */
+/* Bytes of the golden section, or 0 where the buffers say too many. The examples are all zero, a
+ * sequence is one token. */
 static size_t golden_bytes(const draft *d) {
     if (d->header.input >= d->num_buffers || d->header.output >= d->num_buffers || d->num_golden == 0) {
         return 0;
     }
     const lil_buffer *in = &d->buffers[d->header.input], *out = &d->buffers[d->header.output];
-    const uint64_t inputs = (uint64_t)in->rows * in->cols, outputs = (uint64_t)out->rows * out->cols * 4;
+    const uint64_t inputs = d->header.max_tokens > 0 ? 8 : (uint64_t)in->rows * in->cols;
+    const uint64_t outputs = (uint64_t)out->rows * out->cols * 4;
     if (inputs > MAX_GOLDEN_BYTES || outputs > MAX_GOLDEN_BYTES || d->num_golden > 4) {
         return 0;
     }
@@ -111,8 +131,8 @@ static size_t golden_bytes(const draft *d) {
 }
 
 size_t put_together(const draft *d, uint8_t *file, size_t capacity) {
-    size_t size = FIRST_SECTION, constant_bytes = 0, golden = golden_bytes(d);
-    if (capacity < FIRST_SECTION) {
+    size_t size = table_end(d->header.version), constant_bytes = 0, golden = golden_bytes(d);
+    if (capacity < size) {
         return 0;
     }
     append(file, &size, capacity, 1, d->num_buffers, d->buffers, d->num_buffers * sizeof(lil_buffer));
@@ -124,11 +144,17 @@ size_t put_together(const draft *d, uint8_t *file, size_t capacity) {
     const size_t constants = append(file, &size, capacity, 4, d->num_tensors, NULL, constant_bytes);
     append(file, &size, capacity, 5, 1, d->metadata, d->metadata_bytes);
     const size_t examples = append(file, &size, capacity, 6, golden > 0 ? d->num_golden : 0, NULL, golden);
+    if (num_sections(d->header.version) > 6) {
+        append(file, &size, capacity, 7, d->num_words, d->vocabulary, d->vocabulary_bytes);
+    }
     if (size == SIZE_MAX) {
         return 0;
     }
     memset(file + constants, 0, constant_bytes);
     memset(file + examples, 0, golden);
+    for (uint32_t i = 0; i < d->num_golden && golden > 0 && d->header.max_tokens > 0; i++) {
+        file[examples + 4 * i] = 1; /* a length */
+    }
     size_t end = 0;
     for (uint32_t i = 0; i < d->num_tensors; i++) {
         end = align(end, LIL_FILE_ALIGNMENT);

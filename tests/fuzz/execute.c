@@ -1,5 +1,6 @@
-/* Opens one file and runs it. What must hold:
- * - lil_open refuses with a defined status, or lil_run gives LIL_OK;
+/* Opens one file and runs it: on an image, or on a pack of sequences. What must hold:
+ * - lil_open refuses with a defined status, or running gives LIL_OK;
+ * - each sequence of a pack gives the bits that it gives alone;
  * - each instruction set, and a team of threads in any order, gives the bits of the scalar kernels (any NaN is equal to
  *   any other);
  * - the file is not written, and what the arena held before does not show;
@@ -41,6 +42,7 @@
     } while (0)
 
 enum { MAX_TEAM = 3, MAX_ARENA = 1 << 22, MAX_GUARDED_FILE = 1 << 20, PAGE = 1 << 16 };
+enum { MAX_SEQUENCES = 5, MAX_LENGTH = 40 };
 
 static uint64_t next_random(uint64_t *state) {
     *state ^= *state << 13;
@@ -77,17 +79,41 @@ const char *compared_isas(void) {
     return names;
 }
 
+static bool is_attention(uint16_t kind) {
+    return kind == LIL_ATTENTION || kind == LIL_TABLE_ATTENTION;
+}
+
+/* What is run: an image, or sequences of token ids. */
+typedef struct example {
+    uint8_t *input;
+    size_t input_bytes;
+    uint32_t lengths[MAX_SEQUENCES];
+    size_t num_sequences; /* 0: an image */
+    size_t num_tokens;
+    size_t units; /* what the file's arena numbers are multiplied with */
+    size_t count; /* of output values */
+} example;
+
+/* Rows of a buffer; of a scratch of sequences also those that pad its bytes. */
+static size_t rows_of(const example *e, const lil_buffer *b) {
+    if (e->num_sequences == 0) {
+        return b->rows;
+    }
+    return b->rows == 1 ? e->num_sequences : b->dtype == LIL_U8 ? e->units : e->num_tokens;
+}
+
 /* About how many multiplications one run takes. No product overflows: a buffer has fewer than 2^31 elements. */
-static uint64_t work_of(const lil_model *model) {
+static uint64_t work_of(const lil_model *model, const example *e) {
     uint64_t work = 0;
     for (uint32_t i = 0; i < model->num_ops; i++) {
         const lil_op op = lil_op_at(model->ops, i);
         const lil_buffer in = lil_buffer_at(model->buffers, op.in[0]), out = lil_buffer_at(model->buffers, op.out[0]);
-        const uint64_t elements = (uint64_t)in.rows * in.cols + (uint64_t)out.rows * out.cols;
+        const uint64_t rows = rows_of(e, &in), out_rows = rows_of(e, &out);
         const bool is_product = op.kind == LIL_LINEAR || op.kind == LIL_LINEAR_ADD;
-        work += elements + (is_product ? ((uint64_t)out.cols + 15) / 16 * 16 * out.rows * in.cols
-                            : op.kind == LIL_ATTENTION ? 2 * (((uint64_t)op.a[1] + 15) / 16 * 16) * op.a[0] * in.rows * in.rows
-                                                       : 0);
+        work += rows * in.cols + out_rows * out.cols;
+        work += is_product              ? ((uint64_t)out.cols + 15) / 16 * 16 * out_rows * in.cols
+                : is_attention(op.kind) ? 2 * (((uint64_t)op.a[1] + 15) / 16 * 16) * op.a[0] * rows * rows
+                                        : 0;
     }
     return work;
 }
@@ -98,19 +124,28 @@ typedef struct trial {
     uint8_t *arena;
     size_t arena_bytes; /* for this run's threads */
     uint8_t *before;    /* NULL, or as many: the arena before the op that runs */
-    const uint8_t *input;
+    const example *example;
     float *output;
     bool backwards; /* the order in which the team's tasks are run */
 } trial;
 
-static size_t element_bytes(uint32_t dtype) {
-    return dtype == LIL_F32 ? 4 : 1;
+/* Where a buffer of the arena lies in this run, and its bytes. */
+static uint8_t *place_of(const trial *t, const lil_buffer *b) {
+    return t->arena + b->offset * t->example->units;
+}
+
+static size_t bytes_of(const trial *t, const lil_buffer *b) {
+    return rows_of(t->example, b) * b->cols * (b->dtype == LIL_F32 ? 4 : 1);
+}
+
+static size_t planned_bytes(const trial *t) {
+    return t->model->arena_bytes * t->example->units;
 }
 
 static void expose_buffer(const trial *t, uint32_t index) {
     if (index != t->model->input && index != t->model->output) {
         const lil_buffer b = lil_buffer_at(t->model->buffers, index);
-        ASAN_UNPOISON_MEMORY_REGION(t->arena + b.offset, (size_t)b.rows * b.cols * element_bytes(b.dtype));
+        ASAN_UNPOISON_MEMORY_REGION(place_of(t, &b), bytes_of(t, &b));
     }
 }
 
@@ -130,8 +165,8 @@ static void expose_op(const trial *t, uint32_t index) {
     for (int i = 0; i < LIL_NUM_OUTPUTS; i++) {
         expose_buffer(t, op.out[i]);
     }
-    if (op.kind == LIL_ATTENTION) {
-        ASAN_UNPOISON_MEMORY_REGION(t->arena + t->model->arena_bytes, t->arena_bytes - t->model->arena_bytes);
+    if (is_attention(op.kind)) {
+        ASAN_UNPOISON_MEMORY_REGION(t->arena + planned_bytes(t), t->arena_bytes - planned_bytes(t));
     }
 }
 
@@ -141,10 +176,10 @@ static bool wrote_only_outputs(const trial *t, uint32_t index) {
     for (int i = 0; i < LIL_NUM_OUTPUTS; i++) {
         if (op.out[i] != t->model->input && op.out[i] != t->model->output) {
             const lil_buffer b = lil_buffer_at(t->model->buffers, op.out[i]);
-            memcpy(t->before + b.offset, t->arena + b.offset, (size_t)b.rows * b.cols * element_bytes(b.dtype));
+            memcpy(t->before + (place_of(t, &b) - t->arena), place_of(t, &b), bytes_of(t, &b));
         }
     }
-    const size_t kept = op.kind == LIL_ATTENTION ? t->model->arena_bytes : t->arena_bytes;
+    const size_t kept = is_attention(op.kind) ? planned_bytes(t) : t->arena_bytes;
     return memcmp(t->before, t->arena, kept) == 0;
 }
 
@@ -168,6 +203,21 @@ static void take_turns(void *threads, void (*task)(void *argument, size_t thread
     }
 }
 
+static size_t arena_bytes_of(const lil_model *model, size_t num_threads, const example *e) {
+    return model->max_tokens == 0 ? lil_arena_bytes(model, num_threads)
+                                  : lil_sequence_arena_bytes(model, num_threads, e->num_tokens);
+}
+
+static lil_status call(const lil_model *model, const lil_context *context, const trial *t) {
+    const example *e = t->example;
+    const size_t output_bytes = e->count * sizeof *t->output;
+    if (model->max_tokens == 0) {
+        return lil_run(model, context, e->input, e->input_bytes, t->output, output_bytes);
+    }
+    const uint32_t *ids = (const uint32_t *)(const void *)e->input; /* from malloc */
+    return lil_run_sequences(model, context, ids, e->lengths, e->num_sequences, t->output, output_bytes);
+}
+
 static void run(trial *t, int isa, size_t num_threads, int fill) {
     static uint8_t *arena_end;
     lil_model model = *t->model;
@@ -176,7 +226,7 @@ static void run(trial *t, int isa, size_t num_threads, int fill) {
     if (arena_end == NULL) {
         arena_end = guarded(MAX_ARENA);
     }
-    t->arena_bytes = lil_arena_bytes(&model, num_threads);
+    t->arena_bytes = arena_bytes_of(&model, num_threads, t->example);
     t->arena = arena_end - t->arena_bytes;
     const lil_context context = {.arena = t->arena,
                                  .arena_bytes = t->arena_bytes,
@@ -185,9 +235,9 @@ static void run(trial *t, int isa, size_t num_threads, int fill) {
                                  .observer = t};
     model.isa = (lil_isa)isa;
     memset(t->arena, fill, t->arena_bytes);
-    memset(t->output, fill, lil_output_bytes(&model));
+    memset(t->output, fill, t->example->count * sizeof *t->output);
     expose_op(t, 0);
-    HOLDS(lil_run(&model, &context, t->input, lil_input_bytes(&model), t->output, lil_output_bytes(&model)) == LIL_OK);
+    HOLDS(call(&model, &context, t) == LIL_OK);
     ASAN_UNPOISON_MEMORY_REGION(t->arena, t->arena_bytes);
 }
 
@@ -217,6 +267,57 @@ static void fill_input(uint8_t *input, size_t bytes, uint64_t seed) {
     }
 }
 
+/* The shape of an image; or of sequences as short as `shortest` says: each one token, or up to as many as are interesting. */
+static example make_example(const lil_model *model, uint64_t seed, bool shortest) {
+    example e = {.units = 1, .count = model->output_cols, .input_bytes = lil_input_bytes(model)};
+    if (model->max_tokens > 0) {
+        const uint32_t most = shortest ? 1 : model->max_tokens < MAX_LENGTH ? model->max_tokens : MAX_LENGTH;
+        uint64_t random = seed ^ 0x5DEECE66Du;
+        e.num_sequences = 1 + next_random(&random) % MAX_SEQUENCES;
+        for (size_t i = 0; i < e.num_sequences; i++) {
+            const uint64_t choice = next_random(&random) >> 16;
+            e.lengths[i] = choice % 4 == 0 ? most : 1 + (uint32_t)(choice / 4 % most);
+            e.num_tokens += e.lengths[i];
+        }
+        e.units = (e.num_tokens + 15) / 16 * 16;
+        e.count *= e.num_sequences;
+        e.input_bytes = e.num_tokens * sizeof(uint32_t);
+    }
+    return e;
+}
+
+/* Its pixels or token ids. */
+static void fill_example(const lil_model *model, example *e, uint64_t seed) {
+    e->input = malloc(e->input_bytes);
+    HOLDS(e->input != NULL);
+    fill_input(e->input, e->input_bytes, seed >> 1);
+    for (size_t i = 0; i < e->num_tokens; i++) {
+        const uint32_t id = lil_u32_at(e->input, i) % model->num_token_ids;
+        memcpy(e->input + 4 * i, &id, sizeof id);
+    }
+}
+
+/* Each sequence alone gives its part of the outputs `wanted` of all. */
+static void check_alone(const trial *all, const float *wanted) {
+    const example *e = all->example;
+    const size_t cols = all->model->output_cols;
+    size_t start = 0;
+    for (size_t i = 0; i < e->num_sequences; start += e->lengths[i], i++) {
+        const example one = {.input = e->input + 4 * start,
+                             .input_bytes = 4 * e->lengths[i],
+                             .lengths = {e->lengths[i]},
+                             .num_sequences = 1,
+                             .num_tokens = e->lengths[i],
+                             .units = ((size_t)e->lengths[i] + 15) / 16 * 16,
+                             .count = cols};
+        trial t = *all;
+        t.example = &one;
+        t.before = NULL;
+        run(&t, LIL_SCALAR, 1, 0x33);
+        HOLDS(same_bits(wanted + i * cols, t.output, cols));
+    }
+}
+
 /* Other constants in the file, which is the caller's own copy, for each instruction set: any outputs are right. */
 static void change_constants(const trial *t, uint8_t *file, uint64_t seed) {
     const lil_model *model = t->model;
@@ -239,13 +340,12 @@ static void change_constants(const trial *t, uint8_t *file, uint64_t seed) {
 }
 
 /* Everything that is run of one opened file. */
-static bool run_all(const lil_model *model, uint8_t *file, uint64_t seed) {
-    const size_t count = lil_output_bytes(model) / sizeof(float), arena_bytes = lil_arena_bytes(model, MAX_TEAM);
-    uint8_t *input = malloc(lil_input_bytes(model)), *before = malloc(arena_bytes + 1);
+static bool run_all(const lil_model *model, const example *e, uint8_t *file, uint64_t seed) {
+    const size_t count = e->count, arena_bytes = arena_bytes_of(model, MAX_TEAM, e);
+    uint8_t *before = malloc(arena_bytes + 1);
     float *wanted = malloc(count * sizeof *wanted), *output = malloc(count * sizeof *output);
-    HOLDS(input != NULL && before != NULL && wanted != NULL && output != NULL);
-    trial t = {.model = model, .input = input, .output = wanted, .backwards = seed & 1};
-    fill_input(input, lil_input_bytes(model), seed >> 1);
+    HOLDS(before != NULL && wanted != NULL && output != NULL);
+    trial t = {.model = model, .example = e, .output = wanted, .backwards = seed & 1};
     run(&t, LIL_SCALAR, 1, 0xFF);
     const bool finite = all_finite(wanted, count);
     t.output = output;
@@ -259,10 +359,10 @@ static bool run_all(const lil_model *model, uint8_t *file, uint64_t seed) {
     }
     run(&t, team_isa, 2 + (seed >> 8) % (MAX_TEAM - 1), 0xA5);
     HOLDS(same_bits(wanted, output, count));
+    check_alone(&t, wanted);
     if ((seed >> 12) % 8 == 0) {
         change_constants(&t, file, seed);
     }
-    free(input);
     free(before);
     free(wanted);
     free(output);
@@ -302,8 +402,15 @@ execution execute(const uint8_t *data, size_t size, uint64_t max_work) {
     HOLDS(done.status >= LIL_OK && done.status != LIL_NULL_ARGUMENT && done.status <= LIL_UNWRITTEN);
     if (done.status == LIL_OK) {
         HOLDS(model.where == 0 && is_available((int)model.isa));
-        done.ran = work_of(&model) <= max_work && lil_arena_bytes(&model, MAX_TEAM) <= MAX_ARENA;
-        done.finite = done.ran && run_all(&model, file, seed | 1u << 31);
+        for (int shortest = 0; shortest < 2 && !done.ran; shortest++) {
+            example e = make_example(&model, seed | 1u << 31, shortest);
+            done.ran = work_of(&model, &e) <= max_work && arena_bytes_of(&model, MAX_TEAM, &e) <= MAX_ARENA;
+            if (done.ran) {
+                fill_example(&model, &e, seed | 1u << 31);
+                done.finite = run_all(&model, &e, file, seed | 1u << 31);
+                free(e.input);
+            }
+        }
     }
     free(owned);
     return done;

@@ -13,17 +13,31 @@ import numpy as np
 from lilliput import artifact
 from lilliput.program.builder import ProgramBuilder, with_golden
 from lilliput.program.formats import WEIGHT_FORMATS, round_bf16
+from lilliput.program.program import Vocabulary
 
-SHAPES = ((1, 1, 1), (2, 7, 3), (3, 8, 16), (5, 9, 17), (8, 33, 15), (9, 16, 32), (17, 31, 33))  # rows, inputs, outputs
+SHAPES = (
+    (1, 1, 1),
+    (2, 7, 3),
+    (3, 8, 16),
+    (5, 9, 17),
+    (8, 33, 15),
+    (9, 16, 32),
+    (17, 31, 33),
+)  # rows or tokens, inputs, outputs
+KNOWN = 11  # token ids
 
 
 class Seed:
-    """A program in the making: an image, and what follows."""
+    """A program in the making: an image or, with `max_tokens`, a sequence, and what follows."""
 
-    def __init__(self, rows: int, cols: int, seed: int) -> None:
+    def __init__(self, rows: int, cols: int, seed: int, max_tokens: int = 0) -> None:
         self.rng = np.random.default_rng(seed)
         self.builder = ProgramBuilder()
-        self.rows, self.cols = rows, cols
+        self.rows, self.cols, self.max_tokens = rows, cols, max_tokens
+        if max_tokens:
+            self.last = self.builder.tokens("x", max_tokens)
+            self.op("embed_tokens", self.codes(tuple(WEIGHT_FORMATS)[seed % 4], "rows", KNOWN, cols), self.bf16(KNOWN))
+            return
         pixels = self.builder.input("x", rows, cols)
         constants = [self._tensor("f32", "rows", self.rng.uniform(-1, 1, (1, cols)).astype(np.float32)) for _ in "ab"]
         self.last = self.builder.emit("normalize", [pixels], constants)
@@ -63,7 +77,10 @@ class Seed:
             self.last = self.builder.emit("linear_add", [levels, scale, add], tensors)
 
     def finish(self, num_golden: int = 0) -> bytes:
-        self.op("mean_rows")
+        if self.builder._buffers[self.last].rows != 1:
+            self.op("mean_rows")
+        if self.max_tokens:
+            return self._finish_sequences(num_golden)
         labels = [str(index) for index in range(self.builder._buffers[self.last].cols)]
         image = {"height": self.rows, "width": 1, "channels": self.cols}
         program = self.builder.build(
@@ -71,6 +88,19 @@ class Seed:
         )
         examples = self.rng.integers(0, 256, (num_golden, self.rows, self.cols), dtype=np.uint8)
         return artifact.to_bytes(with_golden(program, examples) if num_golden else program)
+
+    def _finish_sequences(self, num_golden: int) -> bytes:
+        tokens = (b"a", b"", "é".encode())[: self.max_tokens % 4]
+        merges = np.array([[0, 0], [len(tokens) - 1, 0]] if tokens else [], np.uint32).reshape(-1, 2)
+        program = self.builder.build(
+            output=self.last,
+            metadata={"task": "text-embedding", "labels": [], "tokenizer": None},
+            vocabulary=Vocabulary(tokens, merges),
+        )
+        lengths = self.rng.integers(1, self.max_tokens + 1, num_golden)
+        return artifact.to_bytes(
+            with_golden(program, [self.rng.integers(0, KNOWN, length).astype(np.uint32) for length in lengths])
+        )
 
 
 def seeds_of(number: int, rows: int, inputs: int, outputs: int) -> Iterator[tuple[str, bytes]]:
@@ -84,7 +114,7 @@ def seeds_of(number: int, rows: int, inputs: int, outputs: int) -> Iterator[tupl
     for format in WEIGHT_FORMATS:
 
         def linear(format: str, s: Seed) -> None:
-            s.linear(format, inputs, outputs, activation=number % 3)
+            s.linear(format, inputs, outputs, activation=number % 5)
 
         def add(format: str, s: Seed) -> None:
             s.linear(format, inputs, inputs, layout="blocks", add=s.last)
@@ -102,15 +132,59 @@ def seeds_of(number: int, rows: int, inputs: int, outputs: int) -> Iterator[tupl
         s.linear("pot4", inputs, 3 * heads * outputs)
         s.op("attention", num_heads=heads, head_dim=outputs, logit_scale=0.3, num_queries=number % 2)
 
+    def table_attention(s: Seed) -> None:
+        s.linear("int8", inputs, 3 * outputs)
+        s.op(
+            "table_attention", num_heads=1, head_dim=outputs, logit_scale=9.0, num_queries=number % 2 if rows > 1 else 0
+        )
+
     yield make("attention", attention)
+    yield make("table_attention", table_attention)
     yield make("layer_norm", lambda s: s.op("layer_norm", s.bf16(s.cols), s.bf16(s.cols), eps=1e-6))
     yield make("select_row", lambda s: s.op("select_row", row=s.rows - 1))
+
+
+def sequence_seeds_of(number: int, max_tokens: int, inputs: int, outputs: int) -> Iterator[tuple[str, bytes]]:
+    """The same of sequence programs."""
+
+    def make(what: str, change: Callable[[Seed], object]) -> tuple[str, bytes]:
+        seed = Seed(0, inputs, number, max_tokens)
+        change(seed)
+        return f"sequence-{what}-{number}", seed.finish(num_golden=number % 3)
+
+    def layer(s: Seed) -> None:
+        s.op("add_positions", s.codes("int6", "rows", max_tokens, inputs), s.bf16(max_tokens))
+        s.op("layer_norm", s.bf16(inputs), s.bf16(inputs), eps=1e-6)
+        x = s.last
+        s.linear("pot4", inputs, 3 * inputs)
+        s.op("table_attention", num_heads=1, head_dim=inputs, logit_scale=9.0)
+        s.linear("int4", inputs, inputs, layout="blocks", add=x)
+        s.op("scale_shift", s.bf16(inputs), s.bf16(inputs))
+
+    def attention(s: Seed) -> None:
+        heads = 1 + number % 3
+        s.linear("int8", inputs, 3 * heads * outputs, activation=3 + number % 2)
+        kind = "attention" if number % 2 else "table_attention"
+        s.op(kind, num_heads=heads, head_dim=outputs, logit_scale=2.0, num_queries=number // 2 % 2)
+
+    def pool(s: Seed) -> None:
+        x = s.last
+        s.op("neighbors")
+        s.last = s.builder.emit("concat", [s.last, x])
+        s.op("normalize_rows")
+        s.op("select_row", row=0)
+        s.linear("int6", 4 * inputs, outputs, activation=4)
+        s.op("normalize_rows")
+
+    for what, change in (("layer", layer), ("attention", attention), ("pool", pool)):
+        yield make(what, change)
 
 
 def seeds() -> Iterator[tuple[str, bytes]]:
     """Name and file of each seed."""
     for number, shape in enumerate(SHAPES):
         yield from seeds_of(number, *shape)
+        yield from sequence_seeds_of(number, *shape)
     for kernel, stride, padding in ((1, 1, 0), (3, 2, 1), (4, 4, 0), (2, 1, 1)):
         seed = Seed(24, 3, kernel)
         seed.op("unfold", height=4, width=6, kernel=kernel, stride=stride, padding=padding)

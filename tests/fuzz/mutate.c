@@ -123,7 +123,7 @@ static lil_op random_op(const draft *d, uint16_t kind) {
     static const uint32_t floats[] = {0x3F800000, 0x358637BD, 0x00000001, 0x7F7FFFFF, 0x80000000, 0xBF000000, 0x5D5E0B6B};
     op.a[0] = kind == LIL_LAYER_NORM ? floats[below(7)] : 1 + below(6);
     op.a[1] = 1 + below(8);
-    op.a[2] = kind == LIL_ATTENTION ? floats[below(7)] : below(5);
+    op.a[2] = kind == LIL_ATTENTION || kind == LIL_TABLE_ATTENTION ? floats[below(7)] : below(5);
     op.a[3] = below(4);
     op.a[4] = below(3);
     return op;
@@ -205,11 +205,26 @@ static void change_tables(draft *d) {
     }
 }
 
-/* The shape of the image. */
+/* The shape of the image, or the longest sequence; seldom one kind of program for the other. */
 static void change_input(draft *d) {
-    if (d->header.input < d->num_buffers) {
+    if (below(50) == 0) {
+        d->header.max_tokens = d->header.max_tokens > 0 ? 0 : 1 + below(40);
+    } else if (d->header.max_tokens > 0) {
+        d->header.max_tokens = 1 + below(40);
+    } else if (d->header.input < d->num_buffers) {
         lil_buffer *input = &d->buffers[d->header.input];
         below(2) ? (input->rows = 1 + below(40)) : (input->cols = 1 + below(20));
+    }
+}
+
+/* A word of the vocabulary, its bytes, or how many tokens it has. */
+static void change_vocabulary(draft *d) {
+    if (d->vocabulary_bytes >= 4 && below(2)) {
+        change_field(d->vocabulary, d->vocabulary_bytes, 4);
+    } else if (below(2)) {
+        d->vocabulary_bytes = below(MAX_VOCABULARY_BYTES + 1);
+    } else {
+        d->num_words = (uint32_t)odd_number(d->num_words);
     }
 }
 
@@ -261,7 +276,11 @@ size_t mutate(uint8_t *file, size_t size, size_t capacity, uint64_t seed,
     }
     place_tensors(&d);
     for (uint32_t count = below(3) == 0 ? 1 + below(2) : 0; count > 0; count--) {
-        change_record(&d); /* after the repair: what is wrong now stays wrong */
+        if (d.header.version > 1 && below(8) == 0) { /* after the repair: what is wrong now stays wrong */
+            change_vocabulary(&d);
+        } else {
+            change_record(&d);
+        }
     }
     static uint8_t built[1 << 16];
     const size_t whole = put_together(&d, built, sizeof built);

@@ -9,7 +9,8 @@
 
 #include "lil_format.h"
 
-enum { MAX_DRAFT_RECORDS = 48, MAX_TENSOR_BYTES = 4096, MAX_METADATA_BYTES = 256, MAX_GOLDEN_BYTES = 512 };
+enum { MAX_DRAFT_RECORDS = 64, MAX_TENSOR_BYTES = 4096, MAX_METADATA_BYTES = 256, MAX_GOLDEN_BYTES = 512,
+       MAX_VOCABULARY_BYTES = 256 };
 
 typedef struct draft {
     lil_header header;
@@ -21,6 +22,9 @@ typedef struct draft {
     size_t value_bytes[MAX_DRAFT_RECORDS];
     uint8_t metadata[MAX_METADATA_BYTES];
     size_t metadata_bytes;
+    uint8_t vocabulary[MAX_VOCABULARY_BYTES]; /* of version 2 */
+    size_t vocabulary_bytes;
+    uint32_t num_words;
 } draft;
 
 /* A random number below `limit` (at least 1). The generator is seeded by fuzz_seed. */
@@ -47,6 +51,9 @@ size_t tensor_bytes_of(const lil_tensor *tensor, const uint8_t *values, size_t a
 /* Give a tensor of a draft as many values as it takes, all of which its format allows; `is_scale`: none below 0. What was
  * there stays where it can, what is new is random. */
 void make_values_valid(draft *d, uint32_t index, bool is_scale);
+
+/* Give a draft a valid vocabulary of 0 to 3 tokens. */
+void make_vocabulary(draft *d);
 
 /* Take a file apart. False where that cannot be done. */
 bool take_apart(draft *d, const uint8_t *file, size_t size);

@@ -3,7 +3,7 @@
 #include "lil_kernels.h"
 #include "mutate.h"
 
-enum { MAX_ELEMENTS = 4096, NO_BUFFER = 65535, NO_TENSOR = 65535 };
+enum { MAX_ELEMENTS = 4096, NO_BUFFER = 65535, NO_TENSOR = 65535, ANY_ROWS = 65535 };
 
 /* What make_valid has built so far: ops and buffers of the new program, and the new number of each old buffer. */
 typedef struct build {
@@ -14,17 +14,34 @@ typedef struct build {
     uint32_t num_buffers, num_ops;
     uint16_t renamed[65536];
     bool claimed[MAX_DRAFT_RECORDS]; /* the tensors that an op has */
+    uint32_t max_tokens;             /* 0: an image program; in others a buffer with a row a token has 0 rows */
 } build;
 
-/* The new buffer that `old` is, where it is of `dtype` and its cols are a multiple of `multiple`; else the last that is;
- * NO_BUFFER where there is none. */
-static uint16_t find(const build *b, uint16_t old, uint32_t dtype, uint32_t multiple) {
+/* Kinds that the one or the other program may not hold, and those that look at an example's rows together. */
+static bool is_allowed(const build *b, uint16_t kind) {
+    const bool only_images = kind == LIL_NORMALIZE || kind == LIL_UNFOLD || kind == LIL_PREPEND_TOKEN;
+    const bool only_sequences = kind >= LIL_EMBED_TOKENS && kind <= LIL_CONCAT;
+    return b->max_tokens > 0 ? !only_images : !only_sequences;
+}
+
+static bool is_whole(uint16_t kind) {
+    return kind == LIL_ATTENTION || kind == LIL_TABLE_ATTENTION || kind == LIL_NEIGHBORS ||
+           (kind >= LIL_ADD_POSITIONS && kind <= LIL_MEAN_ROWS);
+}
+
+/* A buffer of `dtype` with `rows` (or ANY_ROWS), whose cols are a multiple of `multiple`. */
+static bool is_like(const lil_buffer *buffer, uint32_t dtype, uint32_t rows, uint32_t multiple) {
+    return buffer->dtype == dtype && (rows == ANY_ROWS || buffer->rows == rows) && buffer->cols % multiple == 0;
+}
+
+/* The new buffer that `old` is, where it is such a one; else the last that is; NO_BUFFER where there is none. */
+static uint16_t find(const build *b, uint16_t old, uint32_t dtype, uint32_t rows, uint32_t multiple) {
     const uint16_t index = b->renamed[old];
-    if (index < b->num_buffers && b->buffers[index].dtype == dtype && b->buffers[index].cols % multiple == 0) {
+    if (index < b->num_buffers && is_like(&b->buffers[index], dtype, rows, multiple)) {
         return index;
     }
     for (uint32_t i = b->num_buffers; i-- > 0;) {
-        if (b->buffers[i].dtype == dtype && b->buffers[i].cols % multiple == 0) {
+        if (is_like(&b->buffers[i], dtype, rows, multiple)) {
             return (uint16_t)i;
         }
     }
@@ -106,44 +123,82 @@ static bool fit_product(build *b, const lil_buffer *x, lil_op *op, lil_buffer *y
     if (adds && b->buffers[op->in[2]].rows != x->rows) {
         return false;
     }
-    op->a[0] = adds ? 0 : op->a[0] % 3;
+    op->a[0] = adds ? 0 : op->a[0] % FINISH_ADD;
     *y = (lil_buffer){LIL_F32, x->rows, rows, 0, 0};
     return want_codes(b, op, layout, rows, cols) &&
            want_vector(b, op, 1, LIL_BF16, rows, true) && want_vector(b, op, 2, LIL_BF16, rows, false);
 }
 
-static bool fit_attention(const lil_buffer *x, lil_op *op, lil_buffer *y, lil_buffer *scratch) {
+/* Bytes of an attention's scratch: of an image, or of a token. */
+static bool attention_scratch(const build *b, const lil_op *op, uint32_t tokens, uint64_t *bytes) {
+    const bool by_table = op->kind == LIL_TABLE_ATTENTION;
+    lil_attention_scratch exact;
+    lil_table_scratch table;
+    if (b->max_tokens > 0) {
+        *bytes = 3 * align(op->a[1], 16) + (by_table ? 132 : 92);
+        return true;
+    }
+    const bool fits =
+        by_table ? lil_table_layout(tokens, op->a[1], &table) : lil_attention_layout(tokens, op->a[1], &exact);
+    *bytes = !fits ? 0 : by_table ? table.bytes : exact.bytes;
+    return fits;
+}
+
+static bool fit_attention(const build *b, const lil_buffer *x, lil_op *op, lil_buffer *y, lil_buffer *scratch) {
     const uint32_t block = x->cols / 3;
-    lil_attention_scratch at;
+    uint64_t bytes;
     if (op->a[0] == 0 || block % op->a[0] != 0) {
         op->a[0] = block % 2 == 0 && below(2) ? 2 : 1;
     }
     op->a[1] = block / op->a[0];
     op->a[2] = (op->a[2] & 0x7F800000u) == 0x7F800000u ? 0x3E800000u : op->a[2];
-    if (!lil_attention_layout(x->rows, op->a[1], &at)) {
+    if (!attention_scratch(b, op, x->rows, &bytes)) {
         return false;
     }
-    op->a[3] %= x->rows;
+    op->a[3] %= b->max_tokens > 0 ? 2 : x->rows;
     *y = (lil_buffer){LIL_F32, op->a[3] > 0 ? op->a[3] : x->rows, block, 0, 0};
-    *scratch = (lil_buffer){LIL_U8, 1, (uint32_t)at.bytes, 0, 0};
+    *scratch = (lil_buffer){LIL_U8, b->max_tokens > 0 ? 0 : 1, (uint32_t)bytes, 0, 0};
     return true;
+}
+
+static bool fit_embedding(build *b, lil_op *op, lil_buffer *y) {
+    const lil_tensor *old = &b->d->tensors[op->tensor[0] < b->d->num_tensors ? op->tensor[0] : 0];
+    const uint32_t known = old->rows % 60 + (old->rows % 60 == 0), cols = old->cols % 60 + (old->cols % 60 == 0);
+    *y = (lil_buffer){LIL_F32, 0, cols, 0, 0};
+    return want_codes(b, op, LIL_ROWS, known, cols) && want_vector(b, op, 1, LIL_BF16, known, true);
+}
+
+static uint32_t input_dtype(uint16_t kind) {
+    switch (kind) {
+    case LIL_NORMALIZE: return LIL_U8;
+    case LIL_EMBED_TOKENS: return LIL_U32;
+    case LIL_LINEAR:
+    case LIL_LINEAR_ADD: return LIL_I8;
+    default: return LIL_F32;
+    }
 }
 
 /* Inputs, tensors and attributes that fit `op`, whose shapes then give its outputs. False where nothing fits. */
 static bool fit(build *b, lil_op *op, lil_buffer y[LIL_NUM_OUTPUTS]) {
     const bool is_product = op->kind == LIL_LINEAR || op->kind == LIL_LINEAR_ADD;
-    const uint32_t dtype = op->kind == LIL_NORMALIZE ? LIL_U8 : is_product ? LIL_I8 : LIL_F32;
-    op->in[0] = find(b, op->in[0], dtype, op->kind == LIL_ATTENTION ? 3 : 1);
-    if (op->in[0] == NO_BUFFER) {
+    const bool is_attention = op->kind == LIL_ATTENTION || op->kind == LIL_TABLE_ATTENTION;
+    const uint32_t wanted = b->max_tokens > 0 && is_whole(op->kind) ? 0 : ANY_ROWS;
+    op->in[0] = find(b, op->in[0], input_dtype(op->kind), wanted, is_attention ? 3 : 1);
+    if (op->in[0] == NO_BUFFER || !is_allowed(b, op->kind)) {
         return false;
     }
     if (op->kind == LIL_NORMALIZE) {
         op->in[0] = 0;
     }
-    op->in[1] = is_product ? b->ops[b->writers[op->in[0]]].out[1] : 0; /* only quantize writes i8 */
-    op->in[2] = op->kind == LIL_LINEAR_ADD ? find(b, op->in[2], LIL_F32, 1) : 0;
     const lil_buffer x = b->buffers[op->in[0]];
     const uint32_t rows = x.rows, cols = x.cols;
+    op->in[1] = is_product ? b->ops[b->writers[op->in[0]]].out[1] /* only quantize writes i8 */
+                : op->kind == LIL_CONCAT ? find(b, op->in[1], LIL_F32, rows, 1)
+                                         : 0;
+    op->in[2] = op->kind == LIL_LINEAR_ADD ? find(b, op->in[2], LIL_F32, rows, 1) : 0;
+    if (op->in[2] == NO_BUFFER) {
+        return false;
+    }
     switch (op->kind) {
     case LIL_NORMALIZE:
         y[0] = (lil_buffer){LIL_F32, rows, cols, 0, 0};
@@ -159,20 +214,29 @@ static bool fit(build *b, lil_op *op, lil_buffer y[LIL_NUM_OUTPUTS]) {
         y[0] = x;
         op->a[0] = op->a[0] == 0 || op->a[0] >= 0x7F800000u ? 0x358637BDu : op->a[0];
         return want_vector(b, op, 0, LIL_BF16, cols, false) && want_vector(b, op, 1, LIL_BF16, cols, false);
-    case LIL_ATTENTION: return fit_attention(&x, op, &y[0], &y[1]);
+    case LIL_ATTENTION:
+    case LIL_TABLE_ATTENTION: return fit_attention(b, &x, op, &y[0], &y[1]);
     case LIL_PREPEND_TOKEN:
         y[0] = (lil_buffer){LIL_F32, rows + 1, cols, 0, 0};
         return want_codes(b, op, LIL_ROWS, 1, cols) &&
                want_vector(b, op, 1, LIL_BF16, 1, true);
-    case LIL_ADD_POSITIONS:
+    case LIL_ADD_POSITIONS: {
+        const uint32_t positions = b->max_tokens > 0 ? b->max_tokens : rows;
         y[0] = x;
-        return want_codes(b, op, LIL_ROWS, rows, cols) &&
-               want_vector(b, op, 1, LIL_BF16, rows, true);
+        return want_codes(b, op, LIL_ROWS, positions, cols) && want_vector(b, op, 1, LIL_BF16, positions, true);
+    }
     case LIL_SELECT_ROW:
-        op->a[0] %= rows;
+        op->a[0] %= rows > 0 ? rows : 1;
         y[0] = (lil_buffer){LIL_F32, 1, cols, 0, 0};
         return true;
     case LIL_MEAN_ROWS: y[0] = (lil_buffer){LIL_F32, 1, cols, 0, 0}; return true;
+    case LIL_EMBED_TOKENS: return fit_embedding(b, op, &y[0]);
+    case LIL_NORMALIZE_ROWS: y[0] = x; return true;
+    case LIL_SCALE_SHIFT:
+        y[0] = x;
+        return want_vector(b, op, 0, LIL_BF16, cols, false) && want_vector(b, op, 1, LIL_BF16, cols, false);
+    case LIL_NEIGHBORS: y[0] = (lil_buffer){LIL_F32, rows, 3 * cols, 0, 0}; return true;
+    case LIL_CONCAT: y[0] = (lil_buffer){LIL_F32, rows, cols + b->buffers[op->in[1]].cols, 0, 0}; return true;
     default: return false;
     }
 }
@@ -180,7 +244,8 @@ static bool fit(build *b, lil_op *op, lil_buffer y[LIL_NUM_OUTPUTS]) {
 /* Take over one op, if it can be made to fit. */
 static bool take_op(build *b, lil_op op) {
     static const uint8_t num_attributes[LIL_NUM_KINDS] = {
-        [LIL_UNFOLD] = 5, [LIL_LINEAR] = 1, [LIL_LAYER_NORM] = 1, [LIL_ATTENTION] = 4, [LIL_SELECT_ROW] = 1};
+        [LIL_UNFOLD] = 5, [LIL_LINEAR] = 1, [LIL_LAYER_NORM] = 1, [LIL_ATTENTION] = 4, [LIL_TABLE_ATTENTION] = 4,
+        [LIL_SELECT_ROW] = 1};
     lil_buffer y[LIL_NUM_OUTPUTS] = {{0}};
     const uint16_t old[LIL_NUM_OUTPUTS] = {op.out[0], op.out[1]};
     if (b->num_ops >= MAX_DRAFT_RECORDS || b->num_buffers + 2 > MAX_DRAFT_RECORDS || !fit(b, &op, y)) {
@@ -191,13 +256,15 @@ static bool take_op(build *b, lil_op op) {
     }
     for (int i = 0; i < LIL_NUM_OUTPUTS; i++) {
         y[i].offset = 0;
-        if (i == 0 && (y[i].rows == 0 || y[i].cols == 0 || (uint64_t)y[i].rows * y[i].cols > MAX_ELEMENTS)) {
+        const uint64_t elements = (uint64_t)(b->max_tokens > 0 ? 1 : y[i].rows) * y[i].cols;
+        if (i == 0 && (elements == 0 || elements > (b->max_tokens > 0 ? MAX_ELEMENTS / 8 : MAX_ELEMENTS))) {
             return false;
         }
     }
     static const uint8_t num_tensors[LIL_NUM_KINDS] = {
         [LIL_NORMALIZE] = 2,  [LIL_LINEAR] = 3,        [LIL_LINEAR_ADD] = 3,
-        [LIL_LAYER_NORM] = 2, [LIL_PREPEND_TOKEN] = 2, [LIL_ADD_POSITIONS] = 2};
+        [LIL_LAYER_NORM] = 2, [LIL_PREPEND_TOKEN] = 2, [LIL_ADD_POSITIONS] = 2,
+        [LIL_EMBED_TOKENS] = 2, [LIL_SCALE_SHIFT] = 2};
     for (int i = num_tensors[op.kind]; i < LIL_NUM_TENSORS; i++) {
         op.tensor[i] = 0;
     }
@@ -226,13 +293,15 @@ static uint32_t last_use(const build *b, uint32_t buffer) {
     return last;
 }
 
+/* In the arena; of a sequence program: a token. */
 static size_t buffer_bytes(const lil_buffer *b) {
-    return (size_t)b->rows * b->cols * (b->dtype == LIL_F32 ? 4 : 1);
+    return (size_t)(b->rows > 0 ? b->rows : 1) * b->cols * (b->dtype == LIL_F32 ? 4 : 1);
 }
 
 /* First fit by lifetimes; or, half the time, each buffer in a place of its own. */
 static size_t plan_arena(build *b, uint32_t output) {
     const bool apart = below(2);
+    const size_t alignment = b->max_tokens > 0 ? LIL_TOKEN_ALIGNMENT : LIL_ALIGNMENT;
     size_t arena = 0;
     for (uint32_t i = 1; i < b->num_buffers; i++) {
         size_t start = 0;
@@ -243,7 +312,7 @@ static size_t plan_arena(build *b, uint32_t output) {
                 const bool together = apart || (b->writers[j] <= last_use(b, i) && b->writers[i] <= last_use(b, j));
                 if (j != output && together && start < other->offset + buffer_bytes(other) &&
                     other->offset < start + buffer_bytes(&b->buffers[i])) {
-                    start = align((size_t)other->offset + buffer_bytes(other), LIL_ALIGNMENT);
+                    start = align((size_t)other->offset + buffer_bytes(other), alignment);
                     moved = true;
                 }
             }
@@ -252,7 +321,7 @@ static size_t plan_arena(build *b, uint32_t output) {
         const size_t end = i == output ? 0 : start + buffer_bytes(&b->buffers[i]);
         arena = end > arena ? end : arena;
     }
-    return align(arena, LIL_ALIGNMENT);
+    return align(arena, alignment);
 }
 
 /* Drop the tensors that no op names; their numbers change. */
@@ -282,20 +351,56 @@ static void drop_unused_tensors(draft *d) {
     d->num_tensors = count;
 }
 
+void make_vocabulary(draft *d) {
+    const uint32_t count = below(4), merges = count > 0 ? below(3) : 0;
+    uint32_t words[1 + 2 * 2 + 3] = {merges}, used = 1, end = 0;
+    for (uint32_t i = 0; i < 2 * merges; i++) {
+        words[used++] = below(count);
+    }
+    for (uint32_t i = 0; i < count; i++) {
+        end += below(3);
+        words[used++] = end;
+    }
+    d->num_words = count;
+    d->vocabulary_bytes = count > 0 ? 4 * used + end : 0;
+    memcpy(d->vocabulary, words, 4 * used);
+    memset(d->vocabulary + 4 * used, 'a', end);
+}
+
+/* The input, and an op that reads it. */
+static void begin(build *b, const draft *d) {
+    const lil_buffer *source = &d->buffers[d->header.input < d->num_buffers ? d->header.input : 0];
+    const bool usable = d->num_buffers > 0 && source->rows >= 1 && source->cols >= 1 && source->rows <= 64 && source->cols <= 64;
+    const uint16_t reader = b->max_tokens > 0 ? LIL_EMBED_TOKENS : LIL_NORMALIZE;
+    b->num_ops = 0;
+    b->num_buffers = 1;
+    b->buffers[0] = (lil_buffer){LIL_U8, usable ? source->rows : 1 + below(20), usable ? source->cols : 1 + below(9), 0, 0};
+    if (b->max_tokens > 0) {
+        b->buffers[0] = (lil_buffer){LIL_U32, 0, 1, 0, 0};
+    }
+    b->renamed[d->header.input < d->num_buffers ? d->header.input & 0xFFFF : 0] = 0;
+    if (d->num_ops == 0 || d->ops[0].kind != reader) {
+        take_op(b, (lil_op){.kind = reader, .tensor = {NO_TENSOR, NO_TENSOR}});
+    }
+}
+
+/* The lowest version that has all ops. */
+static uint32_t version_of(const build *b) {
+    uint32_t version = b->max_tokens > 0 ? 2 : 1;
+    for (uint32_t i = 0; i < b->num_ops; i++) {
+        const lil_op *op = &b->ops[i];
+        version = op->kind > LIL_MEAN_ROWS || (op->kind == LIL_LINEAR && op->a[0] > FINISH_GELU) ? 2 : version;
+    }
+    return version;
+}
+
 void make_valid(draft *d) {
     static build b;
     memset(b.renamed, 0xFF, sizeof b.renamed);
     memset(b.claimed, 0, sizeof b.claimed);
     b.d = d;
-    b.num_ops = 0;
-    b.num_buffers = 1;
-    const lil_buffer *source = &d->buffers[d->header.input < d->num_buffers ? d->header.input : 0];
-    const bool usable = d->num_buffers > 0 && source->rows >= 1 && source->cols >= 1 && source->rows <= 64 && source->cols <= 64;
-    b.buffers[0] = (lil_buffer){LIL_U8, usable ? source->rows : 1 + below(20), usable ? source->cols : 1 + below(9), 0, 0};
-    b.renamed[usable ? d->header.input & 0xFFFF : 0] = 0;
-    if (d->num_ops == 0 || d->ops[0].kind != LIL_NORMALIZE) {
-        take_op(&b, (lil_op){.kind = LIL_NORMALIZE, .tensor = {NO_TENSOR, NO_TENSOR}});
-    }
+    b.max_tokens = d->header.max_tokens > 64 ? 1 + d->header.max_tokens % 64 : d->header.max_tokens;
+    begin(&b, d);
     for (uint32_t i = 0; i < d->num_ops; i++) {
         take_op(&b, d->ops[i]);
     }
@@ -306,13 +411,22 @@ void make_valid(draft *d) {
             b.num_ops--;
         }
     }
-    const uint32_t output = b.ops[b.num_ops - 1].out[0];
-    lil_header header = {.version = LIL_VERSION, .arena_bytes = plan_arena(&b, output), .output = output, .num_sections = 6};
+    const uint32_t output = b.ops[b.num_ops - 1].out[0], version = version_of(&b);
+    lil_header header = {.version = version,
+                         .arena_bytes = plan_arena(&b, output),
+                         .output = output,
+                         .num_sections = version > 1 ? LIL_NUM_SECTIONS : LIL_NUM_SECTIONS - 1,
+                         .max_tokens = b.max_tokens};
     memcpy(header.magic, lil_magic, sizeof lil_magic);
     b.buffers[output].offset = 0;
     d->header = header;
     d->num_buffers = b.num_buffers;
     d->num_ops = b.num_ops;
+    d->num_words = 0;
+    d->vocabulary_bytes = 0;
+    if (b.max_tokens > 0) {
+        make_vocabulary(d);
+    }
     memcpy(d->buffers, b.buffers, sizeof d->buffers);
     memcpy(d->ops, b.ops, sizeof d->ops);
     drop_unused_tensors(d);

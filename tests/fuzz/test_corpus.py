@@ -43,6 +43,8 @@ CLASSES: dict[str, tuple[str, tuple[str, ...]]] = {
             "attention-num-heads-wrap",
             "golden-count-wraps",
             "buffers-section-count-wraps",
+            "sequence-arena-of-all-tokens",
+            "sequence-vocabulary-merges-wrap",
         ),
     ),
     "a sum of sizes wraps": (
@@ -53,6 +55,7 @@ CLASSES: dict[str, tuple[str, tuple[str, ...]]] = {
             "constants-section-offset-wraps",
             "constants-section-bytes-wrap-to-0",
             "arena-all-ones",
+            "sequence-buffer-offset-wraps",
         ),
     ),
     "rounding up wraps": (
@@ -70,6 +73,8 @@ CLASSES: dict[str, tuple[str, tuple[str, ...]]] = {
             "select_row-row-all-ones",
             "input-out-of-range",
             "output-out-of-range",
+            "sequence-golden-id-all-ones",
+            "sequence-vocabulary-merge-all-ones",
         ),
     ),
     "an offset or a length out of range": (
@@ -82,11 +87,21 @@ CLASSES: dict[str, tuple[str, tuple[str, ...]]] = {
             "golden-section-bytes-all-ones",
             "size-larger",
             "cut-in-table",
+            "sequence-golden-length-all-ones",
+            "sequence-vocabulary-last-end-all-ones",
+            "sequence-vocabulary-ends-descend",
         ),
     ),
     "a count that lies": (
         "llama.cpp 25821 (block_count)",
-        ("ops-section-count-huge", "ops-section-count-more", "too-many-ops", "golden-count-2"),
+        (
+            "ops-section-count-huge",
+            "ops-section-count-more",
+            "too-many-ops",
+            "golden-count-2",
+            "sequence-golden-count-all-ones",
+            "sequence-vocabulary-count-all-ones",
+        ),
     ),
     "one type taken for another": (
         "llama.cpp 26690",
@@ -97,6 +112,8 @@ CLASSES: dict[str, tuple[str, tuple[str, ...]]] = {
             "linear-codes-are-floats",
             "normalize-input-is-f32",
             "flow-scratch-read",
+            "sequence-type-tokens-quantised",
+            "sequence-buffer-max-tokens-0",
         ),
     ),
     "zero or negative where it divides or counts": (
@@ -195,11 +212,13 @@ def test_hostile_files(program: Path, all_hostile_files: "tuple[HostileFile, ...
 @pytest.mark.parametrize("how", ["bytes", "structure"])
 def test_mutants(program: Path, good_file: bytes, tmp_path: Path, how: str) -> None:
     """Each is refused with a status of its own, or runs to the same bits on every instruction set."""
-    (tmp_path / "good").write_bytes(good_file)
-    done = replay(program, tmp_path, how, "good", str(MUTATIONS), "1")
-    assert sum(done.statuses.values()) == MUTATIONS
-    assert len(done.statuses) >= 15
-    assert done.ran > MUTATIONS / (100 if how == "bytes" else 5)
+    sequences = sys.modules["tests.hostile_files"].good_sequence_file()  # ../conftest.py has loaded it
+    for data in (good_file, sequences):
+        (tmp_path / "good").write_bytes(data)
+        done = replay(program, tmp_path, how, "good", str(MUTATIONS // 2), "1")
+        assert sum(done.statuses.values()) == MUTATIONS // 2
+        assert len(done.statuses) >= 15
+        assert done.ran > MUTATIONS / 2 / (100 if how == "bytes" else 5)
 
 
 @pytest.mark.parametrize("name", CLASSES)

@@ -4,9 +4,11 @@ python tests/golden/make.py
 """
 
 import hashlib
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,27 +18,32 @@ from lilliput.artifact.layout import VERSION
 from lilliput.program.builder import ProgramBuilder, with_golden
 from lilliput.program.formats import WEIGHT_FORMATS, round_bf16
 from lilliput.program.ops import ACTIVATIONS
+from lilliput.program.program import Examples, Vocabulary
 
 HERE = Path(__file__).parent
 MANIFEST = "SHA256SUMS"  # as sha256sum writes it
-NUM_RANDOM = 2  # golden examples, besides those of `images`
-TINY_BF16 = 2.0**-133  # the least that bfloat16 holds, a denormal number
-TINY_F32 = 2.0**-149
+NUM_RANDOM = 2  # golden examples, besides the others
+OCTAVE = {"attention": 1, "table_attention": 32}  # steps of the logits
+WORDS = (
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    *"abcdefghij",
+    *(f"##{letter}" for letter in "abcdefghij"),
+    "the",
+    "é",
+    "日本",
+)
 
 
 class Model:
     """A program in the making. Handles are buffers; the shapes are what `ProgramBuilder` infers."""
 
-    def __init__(
-        self, name: str, height: int, width: int, channels: int, pixel_scale: float = 1 / 64, pixel_shift: float = -2.0
-    ) -> None:
-        self.name, self.image = name, {"height": height, "width": width, "channels": channels}
+    def __init__(self, name: str) -> None:
+        self.name = name
         self.rng = np.random.default_rng(list(name.encode()))
         self.builder = ProgramBuilder()
-        pixels = self.builder.input("image", height * width, channels)
-        steps = np.linspace(1, 1.5, channels, dtype=np.float32)[None]
-        constants = [self.constant("f32", value * steps) for value in (pixel_scale, pixel_shift)]
-        self.start = self.builder.emit("normalize", [pixels], constants)
 
     def constant(self, format: str, values: NDArray[np.float32] | NDArray[np.float64], role: str = "constant") -> int:
         rounded = values.astype(np.float32)
@@ -75,176 +82,217 @@ class Model:
         buffer = self.builder._buffers[x]
         return buffer.rows, buffer.cols
 
-    def windows(self, x: int, size: tuple[int, int], kernel: int, stride: int, padding: int = 0) -> int:
-        height, width = size
-        return self.builder.emit(
-            "unfold", [x], height=height, width=width, kernel=kernel, stride=stride, padding=padding
-        )
-
     def linear(
         self,
         x: int,
-        outputs: int,
-        format: str,
-        layout: str = "tiles",
+        weight: list[int],
         activation: str = "none",
         residual: int | None = None,
     ) -> int:
-        tensors = self.weight(format, layout, outputs, self.shape(x)[1])
         levels, scale = self.builder.emit("quantize", [x])
         if residual is not None:
-            return self.builder.emit("linear_add", [levels, scale, residual], tensors)
-        return self.builder.emit("linear", [levels, scale], tensors, activation=ACTIVATIONS[activation])
+            return self.builder.emit("linear_add", [levels, scale, residual], weight)
+        return self.builder.emit("linear", [levels, scale], weight, activation=ACTIVATIONS[activation])
 
-    def embed(self, x: int, token: str | None, positions: str) -> int:
-        """A class token before the rows, and a position to each. `token`, `positions`: formats."""
-        if token is not None:
-            x = self.builder.emit("prepend_token", [x], self.table(token, 1, self.shape(x)[1], 0.02))
-        return self.builder.emit("add_positions", [x], self.table(positions, *self.shape(x), 0.02))
+    def project(self, x: int, outputs: int, format: str, layout: str = "tiles", **how: Any) -> int:
+        """A product with weights of its own."""
+        return self.linear(x, self.weight(format, layout, outputs, self.shape(x)[1]), **how)
 
-    def norm(self, x: int, eps: float = 1e-6) -> int:
-        width = self.shape(x)[1]
+    def norm_vectors(self, width: int) -> list[int]:
+        return [self.vector("norm", width, 0.5, 1.5), self.vector("norm", width, -0.5, 0.5)]
+
+    def norm(self, x: int, kind: str = "layer_norm", **attributes: float) -> int:
+        return self.builder.emit(kind, [x], self.norm_vectors(self.shape(x)[1]), None, **attributes)
+
+    def attention(self, kind: str, qkv: int, heads: int, logit_scale: float | None = None, num_queries: int = 0) -> int:
+        """`logit_scale`: in octaves; by default the usual one."""
+        head_dim = self.shape(qkv)[1] // (3 * heads)
+        scale = OCTAVE[kind] * (math.log2(math.e) / math.sqrt(head_dim) if logit_scale is None else logit_scale)
         return self.builder.emit(
-            "layer_norm", [x], [self.vector("norm", width, 0.5, 1.5), self.vector("norm", width, -0.5, 0.5)], eps=eps
+            kind, [qkv], num_heads=heads, head_dim=head_dim, logit_scale=scale, num_queries=num_queries
         )
 
-    def block(
-        self,
-        x: int,
-        heads: int,
-        head_dim: int,
-        hidden: int,
-        formats: tuple[str, str, str, str],
-        layout: str = "tiles",
-        num_queries: int = 0,
-        logit_scale: float = 0.3,
-    ) -> int:
-        """Attention and MLP with residuals, each product in its format. Of `num_queries` 1 the class token is left."""
-        width = self.shape(x)[1]
-        qkv = self.linear(self.norm(x), 3 * heads * head_dim, formats[0], layout)
-        y = self.builder.emit(
-            "attention", [qkv], num_heads=heads, head_dim=head_dim, logit_scale=logit_scale, num_queries=num_queries
-        )
-        if num_queries == 1:
-            x = self.builder.emit("select_row", [x], row=0)
-        if num_queries > 1:  # the residual has other rows
-            x = self.linear(y, width, formats[1], layout)
-        else:
-            x = self.linear(y, width, formats[1], layout, residual=x)
-        y = self.linear(self.norm(x), hidden, formats[2], layout, "gelu")
-        return self.linear(y, width, formats[3], layout, residual=x)
-
-    def finish(self, x: int) -> bytes:
+    def save(self, output: int, examples: Examples, metadata: dict[str, Any], vocabulary: Vocabulary | None) -> bytes:
+        labels = [] if metadata["task"] == "text-embedding" else [str(label) for label in range(self.shape(output)[1])]
+        provenance = {"golden": self.name, "format": VERSION}
         program = self.builder.build(
-            output=x,
-            metadata={
-                "task": "image-classification",
-                "labels": [str(label) for label in range(self.shape(x)[1])],
-                "image": self.image,
-                "provenance": {"golden": self.name, "format": VERSION},
-            },
+            output=output, metadata={"labels": labels, **metadata, "provenance": provenance}, vocabulary=vocabulary
         )
-        return artifact.to_bytes(with_golden(program, self.images()))
-
-    def images(self) -> NDArray[np.uint8]:
-        """All black, all white, a ramp, and random ones."""
-        rows, channels = self.image["height"] * self.image["width"], self.image["channels"]
-        ramp = (np.arange(rows * channels) % 256).reshape(rows, channels)
-        still = np.stack([np.zeros((rows, channels)), np.full((rows, channels), 255), ramp]).astype(np.uint8)
-        return np.concatenate([still, self.rng.integers(0, 256, (NUM_RANDOM, rows, channels), dtype=np.uint8)])
+        assert program.version == VERSION, f"{self.name} is no file of version {VERSION}"
+        return artifact.to_bytes(with_golden(program, examples))
 
 
-def class_token(m: Model) -> int:
-    """A convolutional stem, a class token that alone is asked for in the last block, PoT-4."""
-    x = m.linear(m.windows(m.start, (12, 20), kernel=3, stride=2, padding=1), 12, "int8", activation="relu")
-    x = m.linear(m.windows(x, (6, 10), kernel=2, stride=2), 30, "pot4")
-    x = m.embed(x, token="int8", positions="int4")
-    x = m.block(x, 3, 13, 61, ("pot4",) * 4)
-    x = m.block(x, 2, 20, 45, ("pot4", "int8", "pot4", "int4"), num_queries=1)
-    return m.linear(m.norm(x), 10, "pot4")
+def table_image() -> bytes:
+    """An image program with every op of one, of which only `table_attention` needs this version."""
+    m, height, width = Model("table-image"), 12, 10
+    steps = np.linspace(1, 1.5, 3, dtype=np.float32)[None]
+    pixels = m.builder.input("image", height * width, 3)
+    x = m.builder.emit("normalize", [pixels], [m.constant("f32", value * steps) for value in (1 / 64, -2.0)])
+    x = m.builder.emit("unfold", [x], height=height, width=width, kernel=3, stride=2, padding=1)
+    x = m.project(x, 26, "pot4", activation="relu")
+    x = m.builder.emit("prepend_token", [x], m.table("int8", 1, 26, 0.02))
+    x = m.builder.emit("add_positions", [x], m.table("pot4", 31, 26, 0.02))
+    y = m.attention("attention", m.project(m.norm(x, eps=1e-6), 3 * 2 * 13, "int8", "blocks"), 2)
+    x = m.project(y, 26, "int4", "blocks", residual=x)
+    y = m.attention("table_attention", m.project(m.norm(x, eps=1e-6), 3 * 3 * 17, "pot4"), 3)
+    x = m.project(y, 26, "pot4", residual=x)
+    x = m.project(m.project(m.norm(x, eps=1e-6), 61, "int4", activation="gelu"), 26, "pot4", residual=x)
+    y = m.attention("table_attention", m.project(x, 3 * 2 * 9, "int6"), 2, num_queries=5)
+    first = m.builder.emit("select_row", [y], row=4)
+    x = m.project(m.builder.emit("mean_rows", [x]), 18, "int8", residual=first)
+    image = {"height": height, "width": width, "channels": 3}
+    ramp = (np.arange(height * width * 3) % 256).reshape(-1, 3)
+    still = np.stack([np.zeros_like(ramp), np.full_like(ramp, 255), ramp]).astype(np.uint8)
+    examples = np.concatenate([still, m.rng.integers(0, 256, (NUM_RANDOM, *ramp.shape), dtype=np.uint8)])
+    return m.save(m.project(x, 7, "pot4"), examples, {"task": "image-classification", "image": image}, None)
 
 
-def mean_pooling(m: Model) -> int:
-    """Each pixel is a token, one input; 4-bit integers; rows of 33."""
-    x = m.embed(m.linear(m.start, 33, "int4", activation="relu"), token=None, positions="pot4")
-    x = m.block(x, 2, 17, 65, ("int4",) * 4)
-    return m.linear(m.builder.emit("mean_rows", [m.norm(x)]), 5, "int4")
+def wordpiece() -> tuple[dict[str, Any], Vocabulary]:
+    """Settings and vocabulary of a tokenizer as BERT's, of a few words."""
+    flags = {"normalized": False, "lstrip": False, "rstrip": False, "single_word": False}
+    added = [{"id": token, **flags} for token in range(4)]
+    settings = {"kind": "wordpiece", "model_tokens": len(WORDS), "prefix": [2], "suffix": [3], "added": added, "unk": 1}
+    settings |= {"clean_text": True, "handle_chinese_chars": True, "strip_accents": False, "lowercase": True}
+    settings["max_input_chars_per_word"] = 100
+    return settings, Vocabulary(tuple(word.encode() for word in WORDS))
 
 
-def blocks(m: Model) -> int:
-    """Every format in the layout `blocks`, and a few queries."""
-    x = m.linear(m.windows(m.start, (16, 16), kernel=4, stride=4), 49, "int8", "blocks", "gelu")
-    x = m.embed(x, token="pot4", positions="int8")
-    x = m.block(x, 3, 16, 100, ("pot4", "int6", "int4", "int8"), "blocks", logit_scale=2.0)
-    x = m.block(x, 1, 31, 61, ("int6", "pot4", "int8", "int4"), "blocks", num_queries=5, logit_scale=2.0)
-    return m.linear(m.builder.emit("select_row", [x], row=3), 17, "int6", "blocks", "relu")
+def byte_level() -> tuple[dict[str, Any], Vocabulary]:
+    """The same of one as GPT-2's: all bytes, and three merges."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's alphabet: the others follow from 256 on
+    letters = {byte: chr(byte) for byte in plain}
+    letters |= {byte: chr(256 + number) for number, byte in enumerate(sorted(set(range(256)) - set(plain)))}
+    tokens = [*(letters[byte].encode() for byte in range(256)), b"th", b"the", b"he"]
+    merges = np.array([[ord("t"), ord("h")], [256, ord("e")], [ord("h"), ord("e")]], np.uint32)
+    settings = {"kind": "byte_level_bpe", "model_tokens": len(tokens), "prefix": [], "suffix": [], "added": []}
+    return settings | {"add_prefix_space": False, "use_regex": True}, Vocabulary(tuple(tokens), merges)
 
 
-def many_tokens(m: Model) -> int:
-    """More rows than kernels take together, 6-bit codes, and as many queries as are one too many for a tile."""
-    x = m.linear(m.windows(m.start, (10, 10), kernel=3, stride=1, padding=2), 19, "int6")
-    x = m.embed(x, token="int6", positions="int6")
-    x = m.block(x, 1, 24, 40, ("int6",) * 4)
-    x = m.block(x, 4, 5, 23, ("int6",) * 4, num_queries=17)
-    return m.linear(m.builder.emit("mean_rows", [x]), 3, "int6")
+def save_text(
+    m: Model,
+    output: int,
+    task: str,
+    known: int,
+    lengths: Sequence[int],
+    tokenizer: tuple[dict[str, Any], Vocabulary] | None = None,
+) -> bytes:
+    """Golden sequences: one of each length, of random ids below `known`, one of the first id and one of the last."""
+    longest = max(lengths)
+    examples = [m.rng.integers(0, known, length).astype(np.uint32) for length in lengths]
+    examples += [np.full(length, id_, np.uint32) for length, id_ in ((longest, 0), (1, known - 1))]
+    settings, vocabulary = tokenizer or (None, None)
+    return m.save(output, examples, {"task": f"text-{task}", "tokenizer": settings}, vocabulary)
 
 
-def long_rows(m: Model) -> int:
-    """More inputs than kernels decode at a time."""
-    x = m.linear(m.start, 1030, "pot4", activation="relu")
-    x = m.linear(x, 9, "int4", residual=m.linear(x, 9, "int8", activation="gelu"))
-    return m.builder.emit("mean_rows", [x])
+def embedder() -> bytes:
+    """A BERT: post-norm, `table_attention`, the mean as a vector of length 1."""
+    m, width = Model("embedder"), 36
+    x = m.builder.emit("embed_tokens", [m.builder.tokens("tokens", 70)], m.table("int8", len(WORDS), width, 0.02))
+    x = m.norm(m.builder.emit("add_positions", [x], m.table("int4", 70, width, 0.1)), eps=1e-12)
+    for formats in (("pot4",) * 4, ("int8", "pot4", "int4", "int6")):
+        qkv, out, up, down = formats
+        y = m.attention("table_attention", m.project(x, 3 * width, qkv), 3)
+        x = m.norm(m.project(y, width, out, residual=x), eps=1e-12)
+        x = m.norm(m.project(m.project(x, 75, up, activation="gelu"), width, down, residual=x), eps=1e-12)
+    x = m.builder.emit("normalize_rows", [m.builder.emit("mean_rows", [x])])
+    return save_text(m, x, "embedding", len(WORDS), (1, 2, 16, 17, 64, 65, 70), wordpiece())
 
 
-def smallest(m: Model) -> int:
+def classifier() -> bytes:
+    """A byte-level BPE, layout `blocks`, the first token through `tanh`."""
+    m, width = Model("classifier"), 33
+    tokenizer = byte_level()
+    known = len(tokenizer[1].tokens)
+    x = m.builder.emit("embed_tokens", [m.builder.tokens("tokens", 24)], m.table("int4", known, width, 0.1))
+    x = m.norm(m.builder.emit("add_positions", [x], m.table("int6", 24, width, 0.02)), eps=1e-5)
+    y = m.attention("attention", m.project(x, 3 * 2 * 20, "int6", "blocks"), 2)
+    x = m.norm(m.project(y, width, "int8", "blocks", residual=x), eps=1e-5)
+    x = m.project(m.project(x, 60, "pot4", "blocks", activation="gelu_tanh"), width, "int4", "blocks", residual=x)
+    y = m.attention("attention", m.project(x, 3 * 3 * 11, "int4", "tiles"), 3, num_queries=1)
+    x = m.builder.emit("select_row", [x], row=0)
+    x = m.project(m.project(y, width, "int8", residual=x), width, "pot4", activation="tanh")
+    return save_text(m, m.project(x, 4, "int6"), "classification", known, (1, 3, 15, 24), tokenizer)
+
+
+def shared_layers() -> bytes:
+    """An ALBERT: all layers have the tensors of one, embeddings are narrower; the last layer is for one query."""
+    m, narrow, width, known = Model("shared-layers"), 9, 40, 50
+    x = m.builder.emit("embed_tokens", [m.builder.tokens("tokens", 33)], m.table("pot4", known, narrow, 0.02))
+    x = m.builder.emit("add_positions", [x], m.table("int8", 33, narrow, 0.02))
+    x = m.project(m.norm(x, eps=1e-12), width, "pot4")
+    qkv, out = m.weight("pot4", "tiles", 3 * width, width), m.weight("int4", "tiles", width, width)
+    up, down = m.weight("int6", "tiles", 64, width), m.weight("pot4", "tiles", width, 64)
+    norms = [m.norm_vectors(width) for _ in range(2)]
+    for last in (False, False, True):
+        y = m.attention("table_attention", m.linear(x, qkv), 5, num_queries=int(last))
+        x = m.builder.emit("select_row", [x], row=0) if last else x
+        x = m.builder.emit("layer_norm", [m.linear(y, out, residual=x)], norms[0], eps=1e-12)
+        y = m.linear(m.linear(x, up, "gelu_tanh"), down, residual=x)
+        x = m.builder.emit("layer_norm", [y], norms[1], eps=1e-12)
+    return save_text(m, m.project(x, 3, "int8"), "classification", known, (1, 5, 31, 33))
+
+
+def bottleneck() -> bytes:
+    """A MobileBERT: neighbours of tokens, narrow layers between wide ones, no statistics in its norms."""
+    m, wide, narrow, known = Model("bottleneck"), 48, 20, 40
+    ids = m.builder.tokens("tokens", 40)
+    x = m.builder.emit("neighbors", [m.builder.emit("embed_tokens", [ids], m.table("int6", known, 15, 0.1))])
+    x = m.builder.emit("concat", [x, m.builder.emit("embed_tokens", [ids], m.table("pot4", known, 4, 0.1))])
+    x = m.builder.emit("add_positions", [m.project(x, wide, "int6")], m.table("int6", 40, wide, 0.02))
+    x = m.norm(x, "scale_shift")
+    for kind in ("table_attention", "attention"):
+        inner = m.norm(m.project(x, narrow, "int6"), "scale_shift")
+        y = m.attention(kind, m.project(inner, 3 * narrow, "int6", "blocks"), 4)
+        inner = m.norm(m.project(y, narrow, "pot4", residual=inner), "scale_shift")
+        inner = m.project(m.project(inner, 31, "int8", activation="relu"), narrow, "int6", residual=inner)
+        x = m.norm(m.project(inner, wide, "int6", residual=x), "scale_shift")
+    both = [m.builder.emit("mean_rows", [x]), m.builder.emit("select_row", [x], row=0)]
+    return save_text(m, m.builder.emit("concat", both), "embedding", known, (1, 2, 20, 40))
+
+
+def smallest() -> bytes:
     """Every side is 1."""
-    x = m.embed(m.linear(m.windows(m.start, (1, 1), 1, 1), 1, "int8"), token=None, positions="int6")
-    x = m.block(x, 1, 1, 1, ("int4", "pot4", "int6", "int8"))
-    return m.linear(m.builder.emit("mean_rows", [x]), 1, "pot4")
+    m = Model("smallest-sequence")
+    x = m.builder.emit("embed_tokens", [m.builder.tokens("tokens", 1)], m.table("int8", 9, 1, 0.05))
+    x = m.builder.emit("add_positions", [x], m.table("int6", 1, 1, 0.1))
+    x = m.project(m.attention("table_attention", m.project(x, 3, "int8"), 1), 1, "pot4", residual=x)
+    x = m.project(m.builder.emit("mean_rows", [x]), 1, "int4")
+    return save_text(m, x, "classification", 9, (1, 1, 1, 1))
 
 
-def denormal(m: Model) -> int:
-    """Numbers so small that a processor that flushes them to zero gives other outputs."""
-    x = m.builder.emit("add_positions", [m.start], m.table("int8", *m.shape(m.start), 2 * TINY_BF16))
-    vectors = [m.vector("norm", 17, 1e15, 4e15), m.vector("norm", 17, -1, 1)]
-    x = m.builder.emit("layer_norm", [x], vectors, eps=TINY_F32)
-    x = m.norm(x)  # is quantised and added, too
-    x = m.linear(x, 17, "int8", residual=x)
-    return m.builder.emit("mean_rows", [x])
+def zero_rows() -> bytes:
+    """Of the first ids all codes are 0: rows of zeros, levels without a scale, heads without a value, vectors without a
+    length; of the others scores are far apart, of either sign."""
+    m, width, known = Model("zero-token-rows"), 21, 12
+    levels = m.levels("int8", known, width)
+    levels[:4] = 0
+    codes = m.builder.tensor("table", role="embedding", format="int8", values=levels)
+    words = [codes, m.vector("scale", known, 0.01, 0.02)]
+    x = m.builder.emit("embed_tokens", [m.builder.tokens("tokens", 19)], words)
+    for kind, logit_scale in (("table_attention", -40.0), ("table_attention", 90.0), ("attention", 40.0)):
+        weight = [
+            *m.weight("int8", "tiles", 3 * width, m.shape(x)[1])[:2],
+            m.constant("bf16", np.zeros((1, 63)), "bias"),
+        ]
+        x = m.builder.emit("concat", [x, m.attention(kind, m.linear(x, weight), 3, logit_scale)])
+    x = m.builder.emit("normalize_rows", [m.builder.emit("mean_rows", [m.builder.emit("normalize_rows", [x])])])
+    return save_text(m, x, "embedding", known, (1, 2, 7, 19, 19))
 
 
-def zero_rows(m: Model) -> int:
-    """Black images give rows of zeros, levels without a scale and attention without a weight; white ones give scores
-    that are far apart, of either sign."""
-    formats = ("int8", "pot4", "int4", "int6")
-    levels, scale = m.builder.emit("quantize", [m.start])
-    codes, scales, _ = m.weight("int8", "tiles", 3 * 2 * 7, m.shape(m.start)[1])
-    none = m.constant("bf16", np.zeros((1, 3 * 2 * 7)), "bias")
-    qkv = m.builder.emit("linear", [levels, scale], [codes, scales, none], activation=0)
-    x = m.builder.emit("attention", [qkv], num_heads=2, head_dim=7, logit_scale=-40.0)
-    x = m.block(x, 2, 9, 30, formats, num_queries=4, logit_scale=90.0)
-    return m.builder.emit("mean_rows", [x])
-
-
-MODELS: tuple[tuple[Callable[[Model], int], Callable[[], Model]], ...] = (
-    (class_token, lambda: Model("class-token", 12, 20, 3)),
-    (mean_pooling, lambda: Model("mean-pooling", 7, 9, 1)),
-    (blocks, lambda: Model("blocks", 16, 16, 3)),
-    (many_tokens, lambda: Model("many-tokens", 10, 10, 2)),
-    (long_rows, lambda: Model("long-rows", 25, 1, 3)),
-    (smallest, lambda: Model("smallest", 1, 1, 1)),
-    (denormal, lambda: Model("denormal", 5, 4, 17, pixel_scale=TINY_BF16 / 2, pixel_shift=0.0)),
-    (zero_rows, lambda: Model("zero-rows", 23, 1, 5, pixel_shift=0.0)),
-)
+MODELS: dict[str, Callable[[], bytes]] = {
+    "table-image": table_image,
+    "embedder": embedder,
+    "classifier": classifier,
+    "shared-layers": shared_layers,
+    "bottleneck": bottleneck,
+    "smallest-sequence": smallest,
+    "zero-token-rows": zero_rows,
+}
 
 
 def files() -> dict[str, bytes]:
     """Each file's name and content."""
-    made = {}
-    for make, begin in MODELS:
-        model = begin()
-        made[f"{model.name}.lil"] = model.finish(make(model))
-    return made
+    return {f"{name}.lil": make() for name, make in MODELS.items()}
 
 
 def main() -> None:

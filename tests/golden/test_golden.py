@@ -16,6 +16,7 @@ from lilliput.program import reference
 from lilliput.program.formats import FLOAT_FORMATS, LAYOUT_IDS, WEIGHT_FORMATS
 from lilliput.program.ops import ACTIVATIONS, OPS
 from lilliput.runtime import isas
+from lilliput.runtime.texts import TextSession
 
 HERE = Path(__file__).parent
 MANIFEST = "SHA256SUMS"
@@ -51,20 +52,20 @@ def test_reference(path: Path) -> None:
     assert np.isfinite(outputs).all()
     assert len(np.unique(outputs, axis=0)) > len(outputs) // 2  # they say something about the input
     assert np.array_equal(outputs.view(np.uint32), program.golden_outputs[:, 0].view(np.uint32))
-    if path.parent.name == str(VERSION):
-        assert artifact.to_bytes(program) == data  # one program has one file
+    assert artifact.to_bytes(program) == data  # one program has one file
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
 @pytest.mark.parametrize("isa", isas())
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_runtime(path: Path, isa: str, num_threads: int) -> None:
-    """As a batch, whose images the threads share, and one by one."""
+    """All together, which the threads share, and one by one."""
     program = artifact.read(path)
     with lilliput.open(path, isa=isa, num_threads=num_threads) as session:
         assert session.verify_golden() == len(program.golden_inputs)
-        for image, wanted in zip(program.golden_inputs, program.golden_outputs[:, 0], strict=True):
-            (output,) = session.run(image.reshape(1, *session.image))
+        for example, wanted in zip(program.golden_inputs, program.golden_outputs[:, 0], strict=True):
+            one = [example] if isinstance(session, TextSession) else example.reshape(1, *session.image)
+            (output,) = session.run(one)
             assert np.array_equal(output.view(np.uint32), wanted.view(np.uint32))
 
 
@@ -74,8 +75,18 @@ def test_the_newest_version_is_covered() -> None:
     ops = [(program, op) for program in programs for op in program.ops]
     assert {op.kind for _, op in ops} == set(OPS)
     assert {op.attributes["activation"] for _, op in ops if op.kind == "linear"} == set(ACTIVATIONS.values())
-    queries = {op.attributes["num_queries"] for _, op in ops if op.kind == "attention"}
-    assert {0, 1} < queries
+    for sequences in (False, True):
+        queries = {
+            op.attributes["num_queries"]
+            for program, op in ops
+            if op.kind == "table_attention" and bool(program.max_tokens) == sequences
+        }
+        assert queries == ({0, 1} if sequences else {0, 5})
+    assert {program.max_tokens > 0 for program in programs} == {False, True}
+    assert {len(program.vocabulary.merges) > 0 for program in programs if program.vocabulary.tokens} == {False, True}
+    assert any(
+        len({op.tensors for op in p.ops if op.tensors}) < len([op for op in p.ops if op.tensors]) for p in programs
+    )
     tensors = {(tensor.format, tensor.layout) for program in programs for tensor in program.tensors}
     assert tensors == {(name, "rows") for name in FLOAT_FORMATS} | {
         (name, layout) for name in WEIGHT_FORMATS for layout in LAYOUT_IDS

@@ -1,4 +1,4 @@
-"""Hostile `.lil` files: one for each MUST of docs/format.md and each class of model-loading CVE, and the good file.
+"""Hostile `.lil` files: one for each MUST of docs/format.md and each class of model-loading CVE, and the good files.
 
 A test with the argument `hostile_file` runs on each (tests/conftest.py); `good_file` and `good_program` are fixtures.
 Every file has a correct size and checksum unless those are what is wrong, so the check behind them is reached. Written
@@ -13,10 +13,21 @@ from .draft import Case, Draft
 from .operations import attributes, flow, slots
 from .programs import good_file, good_program, long_attention, long_linear, written_input
 from .records import blocks, buffers, constants, tensors
+from .sequence_programs import good_sequence_file, good_sequence_program, table_image_file
+from .sequences import images_of_version_2, sequence_golden, sequence_header, sequence_ops, sequence_records, vocabulary
 
-__all__ = ["HostileFile", "good_file", "good_program", "hostile_files"]
+__all__ = [
+    "HostileFile",
+    "good_file",
+    "good_program",
+    "good_sequence_file",
+    "good_sequence_program",
+    "hostile_files",
+    "table_image_file",
+]
 
 GROUPS = (outside, table, counts, gaps, buffers, tensors, blocks, constants, slots, attributes, flow, golden, metadata)
+SEQUENCE_GROUPS = (sequence_header, sequence_records, sequence_ops, sequence_golden, vocabulary)
 
 
 class HostileFile(NamedTuple):
@@ -34,9 +45,13 @@ class HostileFile(NamedTuple):
 @cache
 def hostile_files() -> tuple[HostileFile, ...]:
     """The whole corpus."""
-    base = good_file()
+    bases = (
+        (good_file(), GROUPS),
+        (good_sequence_file(), SEQUENCE_GROUPS),
+        (table_image_file(), (images_of_version_2,)),
+    )
     return (
-        *(_finish(base, case) for group in GROUPS for case in group()),
+        *(_finish(base, case) for base, groups in bases for group in groups for case in group()),
         HostileFile("flow-input-written", written_input(), "writes buffer 0, which is the input", False),
         HostileFile("linear-k-above-65536", long_linear(), r"codes' cols \(K\) is 65537", False),
         HostileFile("attention-tokens-above-65536", long_attention(), "number of tokens is 65537", False),

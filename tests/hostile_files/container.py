@@ -28,7 +28,7 @@ def _flip(data: bytearray, offset: int) -> bytearray:
 def outside() -> list[Case]:
     """Not a file of ours, cut, altered, of another version; the header."""
     header = [
-        ("header-zero", "zero", 1, "field at 44 is 1; must be 0"),
+        ("header-zero", "max_tokens", 1, "field at 44 is 1; must be 0"),
         ("sections-5", "sections", 5, "number of sections is 5; must be 6"),
         ("sections-huge", "sections", 2**32 - 1, "number of sections is 4294967295; must be 6"),
         ("input-out-of-range", "input", 10**6, "input buffer is 1000000; there are"),
@@ -51,8 +51,10 @@ def outside() -> list[Case]:
         _bytes("cut-in-half", r"truncated: \d+ bytes of \d+", lambda d: d[: len(d) // 2]),
         _bytes("cut-last-byte", r"truncated: \d+ bytes of \d+", lambda d: d[:-1]),
         _bytes("byte-appended", "altered or damaged: .* bytes; its header says", lambda d: d + b"\0"),
-        _bytes("version-2", "format version 2; this build reads version 1", lambda d: _patch(d, 8, "<I", 2)),
-        _bytes("version-0", "format version 0; this build reads version 1", lambda d: _patch(d, 8, "<I", 0)),
+        _bytes("version-3", "format version 3; this build reads versions 1 and 2", lambda d: _patch(d, 8, "<I", 3)),
+        _bytes("version-0", "format version 0; this build reads versions 1 and 2", lambda d: _patch(d, 8, "<I", 0)),
+        _bytes("header-version-2", "number of sections is 6; must be 7", lambda d: _patch(d, 8, "<I", 2)),
+        Case("version-not-the-lowest", "has format version 2; a file of its ops has version 1", lambda d: d.become(2)),
         _bytes("crc-wrong", "altered or damaged: checksum", lambda d: _flip(d, 12)),
         _bytes("byte-flipped-in-table", "altered or damaged: checksum", lambda d: _flip(d, 60)),
         _bytes("byte-flipped-in-middle", "altered or damaged: checksum", lambda d: _flip(d, len(d) // 2)),
@@ -205,7 +207,9 @@ def metadata() -> list[Case]:
         tree("task-number", lambda t: t.update(task=1), "metadata: task is 1; must be a string"),
         tree("no-labels", lambda t: t.pop("labels"), "metadata: labels must be a list of strings"),
         tree("labels-numbers", lambda t: t.update(labels=[1, 2, 3]), "metadata: labels must be a list of strings"),
-        tree("labels-short", lambda t: t["labels"].pop(), "metadata: 2 labels; the output has 3 columns"),
+        tree(
+            "labels-short", lambda t: t["labels"].pop(), "metadata: 2 labels; must be 3, as the task and the output say"
+        ),
         tree("no-image", lambda t: t.pop("image"), "metadata: image is None; must hold"),
         tree("image-list", lambda t: t.update(image=[4, 4, 3]), "metadata: image is .*; must hold"),
         tree("image-bool", lambda t: t["image"].update(height=True), "metadata: image is .*; must hold"),

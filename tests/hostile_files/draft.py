@@ -9,9 +9,11 @@ from typing import Any
 
 from lilliput.program.ops import OPS
 
-SECTION_NAMES = ("buffers", "tensors", "ops", "constants", "metadata", "golden")
+SECTION_NAMES = ("buffers", "tensors", "ops", "constants", "metadata", "golden")  # of version 1
+SECTIONS = {1: SECTION_NAMES, 2: (*SECTION_NAMES, "vocabulary")}
+FIRST_SECTION = {1: 192, 2: 256}
 HEADER_FIELDS = {"version": (8, "<I"), "file_bytes": (16, "<Q"), "arena_bytes": (24, "<Q"), "input": (32, "<I")}
-HEADER_FIELDS |= {"output": (36, "<I"), "sections": (40, "<I"), "zero": (44, "<I")}
+HEADER_FIELDS |= {"output": (36, "<I"), "sections": (40, "<I"), "max_tokens": (44, "<I")}
 TABLE_FIELDS = {"kind": (0, "<I"), "count": (4, "<I"), "offset": (8, "<Q"), "bytes": (16, "<Q")}
 RECORD_BYTES = {"buffers": 24, "tensors": 24, "ops": 40}
 RECORD_FIELDS = {
@@ -40,9 +42,10 @@ class Draft:
 
     def __init__(self, data: bytes) -> None:
         self.header = bytearray(data[:48])
+        self.version = self.get_header("version")
         self.payloads: dict[str, bytearray] = {}
         self.counts: dict[str, int] = {}
-        for number, name in enumerate(SECTION_NAMES):
+        for number, name in enumerate(SECTIONS[self.version]):
             _, count, offset, size = struct.unpack_from("<IIQQ", data, 48 + 24 * number)
             self.payloads[name] = bytearray(data[offset : offset + size])
             self.counts[name] = count
@@ -79,6 +82,13 @@ class Draft:
             self.set(section, self.counts[section] - 1, field, value)
         return self.counts[section] - 1
 
+    def become(self, version: int) -> None:
+        """The same in the other version: with an empty vocabulary, or without one."""
+        self.version = version
+        self.set_header("version", version)
+        self.set_header("sections", len(SECTIONS[version]))
+        self.payloads["vocabulary"], self.counts["vocabulary"] = bytearray(), 0
+
     def find(self, kind: str, number: int = 0) -> int:
         """Index of the `number`-th op of a kind."""
         found = [i for i in range(self.counts["ops"]) if self.get("ops", i, "kind") == OPS[kind].id]
@@ -97,8 +107,8 @@ class Draft:
     # Building ------------------------------------------------------------------------------------
 
     def build(self) -> bytes:
-        data = bytearray(192)
-        for number, name in enumerate(SECTION_NAMES):
+        data = bytearray(FIRST_SECTION[self.version])
+        for number, name in enumerate(SECTIONS[self.version]):
             data += bytes(-len(data) % 64)
             struct.pack_into(
                 "<IIQQ", data, 48 + 24 * number, number + 1, self.counts[name], len(data), len(self.payloads[name])

@@ -16,7 +16,7 @@ def slots() -> list[Case]:
     tensor = tensor_index
     return [
         _op("normalize", "kind", 0, "kind-0", "op 0: kind is 0; must be one of"),
-        _op("normalize", "kind", 12, "kind-12", "op 0: kind is 12; must be one of"),
+        _op("normalize", "kind", 18, "kind-18", "op 0: kind is 18; must be one of"),
         _op("normalize", "kind", 65535, "kind-65535", "op 0: kind is 65535; must be one of"),
         _op("layer_norm", "kind", 10, "other-kind", "must be 0|must have"),
         _op("normalize", "zero", 1, "reserved", r"op 0 \(normalize\): the reserved field is 1; must be 0"),
@@ -84,8 +84,8 @@ def attributes() -> list[Case]:
         _op("unfold", "a3", 2**32 - 1, "stride-all-ones", r"output \(buffer \d+\) is 4 x 12; must be 1 x 12"),
         Case("unfold-kernel-wraps", r"output \(buffer \d+\) is 4 x 12; must be", kernel_wraps),
         Case("unfold-kernel-square-wraps", r"output \(buffer \d+\) is 4 x 12; must be", kernel_square_wraps),
-        _op("linear", "a0", 3, "activation-3", "activation is 3; must be an integer, 0 to 2"),
-        _op("linear", "a0", 2**32 - 1, "activation-all-ones", "activation is 4294967295; must be an integer, 0 to 2"),
+        _op("linear", "a0", 3, "activation-3", "has format version 1; a file of its ops has version 2"),
+        _op("linear", "a0", 2**32 - 1, "activation-all-ones", "activation is 4294967295; must be an integer, 0 to 4"),
         _op("layer_norm", "a0", 0, "eps-0", "eps is 0.0; must be above 0"),
         _op("layer_norm", "a0", negative, "eps-negative", "eps is -1.0; must be above 0"),
         _op("layer_norm", "a0", nan, "eps-nan", "eps is nan; must be a finite float"),

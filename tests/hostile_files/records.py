@@ -58,7 +58,7 @@ def buffers() -> list[Case]:
 
     return [
         _record("buffers", 1, "dtype", 0, "dtype-0", "buffer 1: dtype is 0; must be one of"),
-        _record("buffers", 1, "dtype", 4, "dtype-4", "buffer 1: dtype is 4; must be one of"),
+        _record("buffers", 1, "dtype", 5, "dtype-5", "buffer 1: dtype is 5; must be one of"),
         _record("buffers", 1, "dtype", 2**32 - 1, "dtype-huge", "buffer 1: dtype is 4294967295"),
         _record("buffers", 1, "dtype", 2, "dtype-other", r"op 0 \(normalize\): output \(buffer 1\) is i8; must be f32"),
         _record("buffers", 1, "rows", 0, "rows-0", "buffer 1: rows is 0; must be 1 to 16777216"),

@@ -17,8 +17,10 @@ from lilliput.models.stack import (
     push,
     quantize_rows,
     round_bf16,
+    rows_of,
 )
 from lilliput.program import mathfn
+from lilliput.program.formats import WEIGHT_FORMATS
 
 FORMATS = ("int8", "int6", "int4", "pot4")
 
@@ -45,8 +47,42 @@ def test_every_level_is_nearest(name: str) -> None:
     torch.manual_seed(0)
     quantizer = WeightQuantizer(name, rows=1)
     values = torch.rand(1, 500) * 2.4 * quantizer.max_level - 1.2 * quantizer.max_level
-    brute = quantizer.grid[(values[0][:, None] - quantizer.grid[None]).abs().argmin(1)]
+    grid = torch.from_numpy(WEIGHT_FORMATS[name].grid.astype("float32"))
+    brute = grid[(values[0][:, None] - grid[None]).abs().argmin(1)]
     assert torch.equal(quantizer.levels(values)[0], brute)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_ties_go_to_the_lower_level_and_what_is_no_number_to_some_level(name: str) -> None:
+    quantizer = WeightQuantizer(name, rows=1)
+    grid = torch.from_numpy(WEIGHT_FORMATS[name].grid.astype("float32"))
+    midpoints, least = (grid[1:] + grid[:-1]) / 2, torch.tensor(1e-5)
+    assert torch.equal(quantizer.nearest(midpoints), grid[:-1])
+    assert torch.equal(quantizer.nearest(midpoints + least * midpoints.abs()), grid[1:])
+    assert torch.equal(quantizer.nearest(midpoints - least * midpoints.abs()), grid[:-1])
+    inf = float("inf")
+    assert quantizer.nearest(torch.tensor([inf, -inf])).tolist() == [grid[-1], grid[0]]
+    assert float(quantizer.nearest(torch.tensor(float("nan")))) in grid.tolist()
+
+
+@pytest.mark.parametrize("layers", ["none", "quantiser", "learned", "mask and quantiser"])
+def test_some_rows_of_a_table_are_those_of_the_whole(layers: str) -> None:
+    torch.manual_seed(0)
+    module = nn.Module()
+    module.table = nn.Parameter(torch.randn(9, 6))
+    if layers == "mask and quantiser":
+        push(module, "table", Mask(module.table))
+    if layers != "none":
+        quantizer = WeightQuantizer("int4", rows=9, learned=layers == "learned")
+        quantizer.search(module.table.detach())
+        push(module, "table", quantizer)
+    ids, weights = torch.tensor([[3, 1, 3], [8, 0, 1]]), torch.randn(2, 3, 6)
+    gradients = []
+    for rows in (rows_of(module, "table", ids), module.table[ids]):
+        torch.testing.assert_close(rows, module.table[ids], rtol=0, atol=0)
+        (gradient,) = torch.autograd.grad((rows * weights).sum(), base_of(module, "table"))
+        gradients.append(gradient)
+    torch.testing.assert_close(*gradients)
 
 
 def test_zeros_survive_quantisation_by_construction() -> None:

@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -15,11 +16,20 @@ from lilliput.program import mathfn
 from lilliput.program.mathfn import Float
 
 ROOT = Path(__file__).parents[2]
-CONSTANTS = ("EXP2_C", "GELU_INV_STEP", "GELU_C3", "GELU_C2", "GELU_C1", "GELU_C0")
+Function = Callable[[Float], Float]
+Exact = Callable[[Float], np.ndarray]
+PIECEWISE = ("GELU", "GELU_TANH", "TANH")
+PIECES = ("INV_STEP", "C3", "C2", "C1", "C0")
 
 
 def exact_gelu(x: Float) -> np.ndarray:
     return np.array([value * 0.5 * math.erfc(-value / math.sqrt(2.0)) for value in x.astype(np.float64)])
+
+
+def exact_gelu_tanh(x: Float) -> np.ndarray:
+    wide = x.astype(np.float64)
+    y: np.ndarray = wide / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3)))
+    return y
 
 
 def fit_tool() -> ModuleType:
@@ -49,23 +59,53 @@ def test_exp2_of_special_values() -> None:
     assert mathfn.exp2(x).tolist() == [1.0, 1.0, 0.5, lowest, lowest, lowest, lowest]
 
 
-def test_gelu_is_within_its_bound_everywhere() -> None:
-    x = np.concatenate([np.linspace(-7, 7, 200_001), np.linspace(-200, 200, 2_001), [-3e38, 3e38, 1e-40]])
+# Function, what it is meant to be, stated bound, and where the last of its pieces ends.
+BOUNDED = pytest.mark.parametrize(
+    ("function", "exact", "bound", "end"),
+    [
+        (mathfn.gelu, exact_gelu, 2e-6, 5.5),
+        (mathfn.gelu_tanh, exact_gelu_tanh, 2e-6, 5.5),
+        (mathfn.tanh, lambda x: np.tanh(x.astype(np.float64)), 1e-5, 8.0),
+    ],
+    ids=["gelu", "gelu_tanh", "tanh"],
+)
+
+
+@BOUNDED
+def test_activation_is_within_its_bound_everywhere(function: Function, exact: Exact, bound: float, end: float) -> None:
+    x = np.concatenate([np.linspace(-9, 9, 200_001), np.linspace(-200, 200, 2_001), [-3e38, 3e38, 1e-40]])
     x32 = x.astype(np.float32)
-    assert np.abs(mathfn.gelu(x32) - exact_gelu(x32)).max() <= 2e-6
+    with np.errstate(over="ignore"):
+        assert np.abs(function(x32) - exact(x32)).max() <= bound
 
 
-def test_gelu_is_within_its_bound_at_the_joints_of_its_pieces() -> None:
-    joints = (np.arange(33) * 5.5 / 32).astype(np.float32)
+@BOUNDED
+def test_activation_is_within_its_bound_at_the_joints_of_its_pieces(
+    function: Function, exact: Exact, bound: float, end: float
+) -> None:
+    joints = (np.arange(33) * end / 32).astype(np.float32)
     x = np.concatenate([joints, np.nextafter(joints, np.float32(-9)), np.nextafter(joints, np.float32(9))])
-    assert np.abs(mathfn.gelu(x) - exact_gelu(x)).max() <= 2e-6
-    assert np.abs(mathfn.gelu(-x) - exact_gelu(-x)).max() <= 2e-6
+    assert np.abs(function(x) - exact(x)).max() <= bound
+    assert np.abs(function(-x) - exact(-x)).max() <= bound
 
 
-def test_gelu_of_special_values() -> None:
-    y = mathfn.gelu(np.array([0.0, -0.0, np.nan, np.inf, -np.inf], np.float32))
+@pytest.mark.parametrize("function", [mathfn.gelu, mathfn.gelu_tanh])
+def test_gelu_of_special_values(function: Function) -> None:
+    y = function(np.array([0.0, -0.0, np.nan, np.inf, -np.inf], np.float32))
     assert y[:4].tolist() == [0.0, 0.0, 0.0, np.inf]
     assert -2e-6 <= y[4] <= 0
+
+
+def test_tanh_of_special_values() -> None:
+    y = mathfn.tanh(np.array([0.0, -0.0, np.nan, np.inf, -np.inf], np.float32))
+    assert y[:3].tolist() == [0.0, 0.0, 0.0]
+    assert not np.signbit(y[:3]).any()
+    assert y[3] == -y[4] and 1 - 1e-5 <= y[3] <= 1
+
+
+def test_tanh_is_odd() -> None:
+    x = np.random.default_rng(0).uniform(0, 10, 10_000).astype(np.float32)
+    np.testing.assert_array_equal(mathfn.tanh(-x), -mathfn.tanh(x))
 
 
 def test_relu() -> None:
@@ -74,18 +114,37 @@ def test_relu() -> None:
     assert not np.signbit(y).any()
 
 
+def c_literals(text: str) -> list[float]:
+    return [float.fromhex(word) for word in re.findall(r"(-?0x[0-9a-f.]+p[+-]\d+)f", text)]
+
+
 def test_constants_are_those_of_the_tool_and_of_the_c_header() -> None:
     header = (ROOT / "src" / "lilliput" / "runtime" / "c" / "lil_tables.h").read_text(encoding="utf-8")
     fitted = fit_tool().constants()
-    assert tuple(fitted) == CONSTANTS
-    for name in CONSTANTS:
+    assert tuple(fitted) == ("EXP2_C", *(f"{name}_{piece}" for name in PIECEWISE for piece in PIECES))
+    for name, wanted in fitted.items():
         python = np.atleast_1d(getattr(mathfn, name))
         assert python.dtype == np.float32
-        np.testing.assert_array_equal(python, fitted[name], err_msg=name)
-        body = re.search(rf"LIL_{name}(\[\d+\])? = ([^;]*);", header)
+        np.testing.assert_array_equal(python, wanted, err_msg=name)
+    exponential = re.search(r"LIL_EXP2_C\[4\] = ([^;]*);", header)
+    assert exponential is not None
+    assert c_literals(exponential[1]) == mathfn.EXP2_C.tolist()
+    for name in PIECEWISE:
+        body = re.search(rf"lil_cubics LIL_{name} = \{{(.*?)\n\}};", header, re.DOTALL)
         assert body is not None
-        in_c = [float.fromhex(word) for word in re.findall(r"(-?0x[0-9a-f.]+p[+-]\d+)f", body[2])]
-        np.testing.assert_array_equal(python, in_c, err_msg=name)
+        columns = [np.atleast_1d(getattr(mathfn, f"{name}_{piece}")) for piece in PIECES]
+        by_piece = np.stack(columns[1:], axis=1)
+        assert c_literals(body[1]) == [*np.concatenate(columns).tolist(), *by_piece.ravel().tolist()]
+
+
+def test_weights_are_those_of_the_page_and_of_c() -> None:
+    wanted = [round(127 * 2.0 ** (-t / 32)) for t in range(255)] + [0]
+    assert mathfn.WEIGHTS.dtype == np.int8
+    assert mathfn.WEIGHTS.tolist() == wanted
+    source = (ROOT / "src" / "lilliput" / "runtime" / "c" / "op_table_attention.c").read_text(encoding="utf-8")
+    body = re.search(r"lil_weights\[256 \+ 3\] = \{([^}]*)\}", source)
+    assert body is not None
+    assert [int(word) for word in re.findall(r"\d+", body[1])] == wanted
 
 
 def test_fitted_header_is_the_one_in_the_tree() -> None:
@@ -143,6 +202,15 @@ def test_rows_without_magnitude_are_zero(magnitude: float) -> None:
     levels, scale = mathfn.quantize_rows(np.array([[magnitude, -magnitude]], np.float32))
     assert levels.tolist() == [[0, 0]]
     assert scale.tolist() == [[0.0]]
+
+
+def test_one_scale_for_all_rows() -> None:
+    """The levels and the scale that one row of all values has."""
+    x = np.random.default_rng(2).normal(size=(3, 4, 5)).astype(np.float32)
+    levels, scale = mathfn.quantize_all(x)
+    row_levels, row_scale = mathfn.quantize_rows(x.reshape(3, 20))
+    np.testing.assert_array_equal(levels.reshape(3, 20), row_levels)
+    np.testing.assert_array_equal(scale, row_scale[:, 0])
 
 
 def test_rows_with_overflow_are_defined() -> None:

@@ -1,12 +1,13 @@
-"""Altered copies of the good file, whose checksums are right again: the checks behind the checksum must hold."""
+"""Altered copies of the good files, whose checksums are right again: the checks behind the checksum must hold."""
 
 import struct
+import sys
 import zlib
 
 import numpy as np
 import pytest
 
-SECTIONS = 6
+SECTIONS = {1: 6, 2: 7}  # by version
 METADATA, GOLDEN = 4, 5  # positions in the section table
 RECORD_BYTES = (24, 24, 40)  # buffers, tensors, ops
 NUM_MUTANTS = 4000
@@ -37,15 +38,25 @@ VALUES = (
 
 
 @pytest.fixture(scope="session")
-def mutants(good_file: bytes) -> list[bytes]:
-    """Seeded mutants of `good_file`. The metadata, which C does not read, is as it was."""
+def good_files(good_file: bytes) -> list[bytes]:
+    """Of an image program, and of a sequence program."""
+    sequences: bytes = sys.modules["tests.hostile_files"].good_sequence_file()  # ../conftest.py has loaded it
+    return [good_file, sequences]
+
+
+@pytest.fixture(scope="session")
+def mutants(good_files: list[bytes]) -> dict[str, list[bytes]]:
+    """Seeded mutants of each of `good_files`. The metadata, which C does not read, is as it was."""
     rng = np.random.default_rng(2)
-    return [_mutant(good_file, rng) for _ in range(NUM_MUTANTS)]
+    return {
+        kind: [_mutant(good, rng) for _ in range(NUM_MUTANTS)]
+        for kind, good in zip(("images", "sequences"), good_files, strict=True)
+    }
 
 
 def _sections(data: bytes | bytearray) -> list[tuple[int, int, int]]:
     """Count, offset and bytes of each section."""
-    return [struct.unpack_from("<IQQ", data, 52 + 24 * number) for number in range(SECTIONS)]
+    return [struct.unpack_from("<IQQ", data, 52 + 24 * number) for number in range(SECTIONS[data[8]])]
 
 
 def _mutant(good: bytes, rng: np.random.Generator) -> bytes:
@@ -105,10 +116,12 @@ CHANGES = (_field_anywhere, _record_field, _record_field, _record_field, _swap_r
 def _fix_arena(data: bytearray, sections: list[tuple[int, int, int]]) -> None:
     """Write the arena bytes that the buffers need, so that their overlaps are what is looked at."""
     input_index, output_index = struct.unpack_from("<II", data, 32)
+    (max_tokens,) = struct.unpack_from("<I", data, 44)
     count, start, _ = sections[0]
     ends = [0]
     for index in range(count):
         dtype, rows, cols, _, offset = struct.unpack_from("<IIIIQ", data, start + 24 * index)
         if index not in (input_index, output_index):
-            ends.append(offset + rows * cols * (4 if dtype == 3 else 1))
-    struct.pack_into("<Q", data, 24, min(-(-max(ends) // 64) * 64, 2**64 - 64))
+            ends.append(offset + (1 if max_tokens else rows) * cols * (4 if dtype == 3 else 1))
+    arena = max(ends) if max_tokens else -(-max(ends) // 64) * 64
+    struct.pack_into("<Q", data, 24, min(arena, 2**64 - 64))

@@ -88,13 +88,13 @@ def write_pack(path: Path, files: list[bytes]) -> Path:
 
 
 @pytest.mark.parametrize("cpu", ["max", "cortex-a53"])
-def test_golden_outputs(emulator: str, programs: Path, good_file: bytes, tmp_path: Path, cpu: str) -> None:
-    """The good file and the golden files of every version open and give their golden outputs, by the best kernels of
+def test_golden_outputs(emulator: str, programs: Path, good_files: list[bytes], tmp_path: Path, cpu: str) -> None:
+    """The good files and the golden files of every version open and give their golden outputs, by the best kernels of
     the processor and by each of its instruction sets, alone and with a team; refusals are those of any other target;
     nothing depends on the thread's rounding."""
-    files = [good_file, *(path.read_bytes() for path in GOLDEN_FILES)]
-    assert len(files) > 1
+    files = [*good_files, *(path.read_bytes() for path in GOLDEN_FILES)]
+    assert len(files) > len(good_files)
     pack = write_pack(tmp_path / "pack", files)
     assert emulate(emulator, cpu, programs / "driver", "files", pack).splitlines() == ["0 0 0"] * len(files)
     emulate(emulator, cpu, programs / "driver", "fresh", pack)
-    emulate(emulator, cpu, programs / "driver", "api", write_pack(tmp_path / "one", [good_file]))
+    emulate(emulator, cpu, programs / "driver", "api", write_pack(tmp_path / "good", good_files))

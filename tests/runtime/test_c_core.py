@@ -42,20 +42,22 @@ def drive(driver: Path, mode: str, files: list[bytes], folder: Path) -> list[lis
     return [[int(word) for word in line.split()] for line in result.stdout.splitlines()]
 
 
-def test_refusals_and_environment(driver: Path, good_file: bytes, tmp_path: Path) -> None:
-    drive(driver, "api", [good_file], tmp_path)
+def test_refusals_and_environment(driver: Path, good_files: list[bytes], tmp_path: Path) -> None:
+    drive(driver, "api", good_files, tmp_path)
 
 
-def test_truncations(driver: Path, good_file: bytes, tmp_path: Path) -> None:
-    lines = drive(driver, "files", [good_file[:size] for size in range(len(good_file))] + [good_file], tmp_path)
-    assert all(status != 0 for status, _, _ in lines[:-1])
-    assert lines[-1] == [0, 0, 0]
+def test_truncations(driver: Path, good_files: list[bytes], tmp_path: Path) -> None:
+    for good in good_files:
+        lines = drive(driver, "files", [good[:size] for size in range(len(good))] + [good], tmp_path)
+        assert all(status != 0 for status, _, _ in lines[:-1])
+        assert lines[-1] == [0, 0, 0]
 
 
-def test_mutants(driver: Path, mutants: list[bytes], tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["images", "sequences"])
+def test_mutants(driver: Path, kind: str, mutants: dict[str, list[bytes]], tmp_path: Path) -> None:
     """Refused or run, never a fault."""
-    lines = drive(driver, "files", mutants, tmp_path)
-    assert len(lines) == len(mutants)
+    lines = drive(driver, "files", mutants[kind], tmp_path)
+    assert len(lines) == len(mutants[kind])
     assert len({status for status, _, _ in lines}) > 15  # the checks behind the checksum are reached, and runs too
     assert sum(status == 0 for status, _, _ in lines) > 100
 

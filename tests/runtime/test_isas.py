@@ -15,12 +15,14 @@ from numpy.typing import NDArray
 
 from lilliput.program import reference
 from lilliput.program.formats import FORMAT_IDS, LAYOUT_IDS, WEIGHT_FORMATS, pack, pack_bf16, round_bf16, round_up
-from lilliput.program.ops import OPS, Operands, Shape, TensorSlot
+from lilliput.program.ops import ACTIVATIONS, OPS, Operands, Shape, TensorSlot
 from lilliput.runtime import isas
 
 CASES = 10_000  # of each op
 SANITIZED_CASES = 400
 BATCH = 50  # cases that share shapes, attributes and tensors
+KNOWN = 23  # token ids
+ATTENTIONS = ("attention", "table_attention")
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "src" / "lilliput" / "runtime" / "c"
@@ -199,14 +201,15 @@ def shapes_of(rng: Rng, kind: str) -> Shapes:
         depth = size(rng, 70) if rng.random() < 0.9 else int(rng.integers(1, 600))
         per_output = Shape(1, cols)
         inputs = [Shape(rows, round_up(depth, 8)), Shape(rows, 1), x]
-        activation: dict[str, int | float] = {"activation": int(rng.integers(3))}
+        activation: dict[str, int | float] = {"activation": int(rng.integers(len(ACTIVATIONS)))}
         given = (inputs[:2], activation) if kind == "linear" else (inputs, {})
         return given[0], [Shape(cols, depth), per_output, per_output], given[1]
-    if kind == "attention":
+    if kind in ATTENTIONS:
+        steps = 32 if kind == "table_attention" else 1  # an octave
         heads, width = int(rng.integers(1, 4)), size(rng, 40)
         attributes: dict[str, int | float] = {"num_heads": heads, "head_dim": width}
         attributes["logit_scale"] = float(
-            np.float32(rng.choice([width**-0.5, 2 / width, -3, 0, 3e38], p=[0.4, 0.3, 0.1, 0.1, 0.1]))
+            np.float32(rng.choice([steps * width**-0.5, steps * 2 / width, -3, 0, 3e38], p=[0.4, 0.3, 0.1, 0.1, 0.1]))
         )
         attributes["num_queries"] = int(rng.integers(rows)) if rng.random() < 0.3 else 0
         return [Shape(rows, 3 * heads * width)], [], attributes
@@ -225,6 +228,11 @@ def shapes_of(rng: Rng, kind: str) -> Shapes:
         "add_positions": ([x], [x, Shape(1, rows)], {}),
         "select_row": ([x], [], {"row": int(rng.integers(rows))}),
         "mean_rows": ([x], [], {}),
+        "embed_tokens": ([Shape(rows, 1)], [Shape(KNOWN, cols), Shape(1, KNOWN)], {}),
+        "normalize_rows": ([x], [], {}),
+        "scale_shift": ([x], [row, row], {}),
+        "neighbors": ([x], [], {}),
+        "concat": ([x, Shape(rows, size(rng, 40))], [], {}),
     }
     return simple[kind]
 
@@ -233,6 +241,8 @@ def some_input(rng: Rng, kind: str, number: int, dtype: str, shape: Shape) -> Ar
     """[BATCH, rows, cols]"""
     if dtype == "u8":
         return rng.integers(0, 256, (BATCH, *shape), dtype=np.uint8)
+    if dtype == "u32":
+        return rng.integers(0, KNOWN, (BATCH, *shape), dtype=np.uint32)
     if dtype == "i8":
         levels = rng.integers(-127, 128, (BATCH, *shape), dtype=np.int8)
         levels[::5] = np.where(levels[::5] < 0, -127, 127)
@@ -277,7 +287,7 @@ def compare_batch(core: ctypes.CDLL, rng: Rng, kind: str) -> None:
         call.outputs[number] = Buffer(output.ctypes.data, *output.shape)
     for number, (file, shape, format, layout) in enumerate(zip(files, tensor_shapes, formats, layouts, strict=True)):
         call.tensors[number] = Constant(file.ctypes.data, *shape, FORMAT_IDS[format], LAYOUT_IDS[layout], file.size)
-    by_rows = kind not in ("attention", "prepend_token", "select_row", "mean_rows")
+    by_rows = kind not in (*ATTENTIONS, "prepend_token", "select_row", "mean_rows")
     end = shapes[0].rows if by_rows else int(attributes.get("num_heads", 1))
     part = Part(0, end, outputs[-1].ctypes.data if spec.outputs[-1].scratch else None)
     kernel = getattr(core, f"lil_op_{kind}")

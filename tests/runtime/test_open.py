@@ -12,6 +12,7 @@ from lilliput.errors import ArtifactError
 from lilliput.program import reference
 from lilliput.program.builder import ProgramBuilder
 from lilliput.program.program import Program
+from lilliput.program.validation import num_token_ids
 from lilliput.runtime._lil import ALIGNMENT, Model
 
 if TYPE_CHECKING:
@@ -19,10 +20,26 @@ if TYPE_CHECKING:
 
 # Name of a hostile file -> what C says of it; the first that matches.
 SAYS = (
+    (r"sequence-header-", "a header field"),
+    (r"sequence-arena-", "the arena's size"),
+    (r"sequence-buffer-", r"a buffer's .* is not allowed \(buffer \d+\)"),
+    (r"sequence-constant-", r"not finite, or a scale below 0 \(tensor \d+\)"),
+    (r"(sequence|table-image)-kind-", r"unknown kind, or of the other kind of program \(op \d+\)"),
+    (r"sequence-slot-", r"names a record that is not there.* \(op \d+\)"),
+    (r"sequence-type-", r"has not the type that its kind takes \(op \d+\)"),
+    (r"(sequence|table-image)-attribute-", r"attribute is out of range \(op \d+\)"),
+    (r"(sequence|table-image)-shape-", r"shapes do not fit its kind \(op \d+\)"),
+    (r"sequence-overlap", r"still needed \(op \d+\)"),
+    (r"sequence-golden-dirty-gap", r"a gap .* is not all zero bytes \(section 6\)"),
+    (r"sequence-golden-", r"a section's .*\(section 6\)"),
+    (r"(sequence|table-image)-vocabulary", "the vocabulary's sizes, ends or merges"),
+    (r"sequence-cut-", "truncated"),
+    (r"table-image-version-1", r"unknown kind, or of the other kind of program \(op 1\)"),
+    (r"table-image-max-tokens", r"a buffer's .* is not allowed \(buffer 0\)"),
     (r"empty|cut-|size-larger|size-all-ones", "truncated"),
     (r"foreign|text-mode", "not a Lilliput model file"),
     (r"byte-appended|size-smaller|size-zero", "bytes follow the end"),
-    (r"version-", "another version of the format; this runtime reads version 1"),
+    (r"version-", "another version of the format; this runtime reads versions 1 and 2"),
     (r"crc|byte-flipped", "altered: the checksum"),
     (r"header-|sections-|(in|out)put-out-of-range|buffer-none", "a header field"),
     (r"arena-|buffer-offset-beyond|buffer-overlap-partly|buffer-scratch-overlaps", "the arena's size|still needed"),
@@ -48,7 +65,7 @@ SAYS = (
     (r"flow-(output-)?never-written|flow-no-ops", r"a buffer that no op writes \(buffer \d+\)"),
     (r"flow-", r"before it is written, or writes one that is written already \(op \d+\)"),
     (r"unfold-stride-all-ones", r"shapes do not fit its kind \(op 1\)"),
-    (r"normalize-kind", r"unknown kind \(op 0\)"),
+    (r"normalize-kind", r"unknown kind, or of the other kind of program \(op 0\)"),
     (r"\w+-(other-kind|reserved|unused-(in|out|res|tens)|\w+-out-of-range)", r"names a record that is not there"),
     (r"\w+-(\w+-are-floats|\w+-is-|\w+-in-(rows|tiles|blocks))", r"has not the type that its kind takes \(op \d+\)"),
     (
@@ -76,6 +93,18 @@ def python_reads(data: bytes) -> Program | str:
         return str(error)
 
 
+def run_sequences(model: Model, sequences: list[np.ndarray]) -> np.ndarray:
+    """All together."""
+    lengths = np.array([len(ids) for ids in sequences], np.uint32)
+    size = model.sequence_arena_bytes(int(lengths.sum()))
+    memory = np.zeros(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    outputs = np.empty((len(sequences), model.output_cols), np.float32)
+    counts = np.array([len(sequences)], np.uint32)
+    model.run_sequences(memory[start : start + size], np.concatenate(sequences), lengths, counts, outputs)
+    return outputs
+
+
 def run(model: Model, images: np.ndarray) -> np.ndarray:
     memory = np.zeros(model.arena_bytes + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
@@ -94,24 +123,26 @@ def test_hostile_file(hostile_file: "HostileFile") -> None:
         assert re.search(wanted, said), said
 
 
-def test_every_truncation_is_refused(good_file: bytes) -> None:
-    for size in range(len(good_file)):
-        said = refusal(good_file[:size])
-        assert said is not None, size
-        assert said.startswith("truncated"), said
+def test_every_truncation_is_refused(good_files: list[bytes]) -> None:
+    for good in good_files:
+        for size in range(len(good)):
+            said = refusal(good[:size])
+            assert said is not None, size
+            assert said.startswith("truncated"), said
 
 
-def test_every_altered_byte_is_refused(good_file: bytes) -> None:
-    for position in range(len(good_file)):
-        altered = bytearray(good_file)
-        altered[position] ^= 0x10
-        assert refusal(bytes(altered)) is not None, position
+def test_every_altered_byte_is_refused(good_files: list[bytes]) -> None:
+    for good in good_files:
+        for position in range(len(good)):
+            altered = bytearray(good)
+            altered[position] ^= 0x10
+            assert refusal(bytes(altered)) is not None, position
 
 
 def test_a_file_may_lie_at_any_address(good_file: bytes, good_program: Program) -> None:
     for shift in range(1, 9):
         model = Model(memoryview(bytes(shift) + good_file)[shift:])
-        outputs = run(model, good_program.golden_inputs)
+        outputs = run(model, np.asarray(good_program.golden_inputs))
         assert outputs.tobytes() == model.golden_outputs == good_program.golden_outputs.tobytes()
 
 
@@ -130,11 +161,23 @@ def test_what_is_not_bytes_is_refused(good_file: bytes) -> None:
             Model(wrong)  # type: ignore[arg-type]
 
 
-def test_python_and_c_agree_on_mutants(mutants: list[bytes]) -> None:
+def both_outputs(program: Program, data: bytes, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The reference's and the runtime's outputs for random examples."""
+    source = program.buffers[program.input]
+    if not program.max_tokens:
+        images = rng.integers(0, 256, (2, source.rows, source.cols), dtype=np.uint8)
+        return reference.run(program, images), run(Model(data), images)
+    known, most = num_token_ids(program), min(program.max_tokens, 40)
+    sequences = [rng.integers(0, known, length).astype(np.uint32) for length in (1, most, 1 + most // 3)]
+    return reference.run(program, sequences), run_sequences(Model(data), sequences)
+
+
+@pytest.mark.parametrize("kind", ["images", "sequences"])
+def test_python_and_c_agree_on_mutants(kind: str, mutants: dict[str, list[bytes]]) -> None:
     """Both accept or both refuse, and what they accept they run to the same bits."""
     rng = np.random.default_rng(1)
     accepted = 0
-    for number, data in enumerate(mutants[:1200]):
+    for number, data in enumerate(mutants[kind][:1200]):
         said, program = refusal(data), python_reads(data)
         if isinstance(program, str):
             # The fields for people must match the shapes, which C does not see.
@@ -142,9 +185,7 @@ def test_python_and_c_agree_on_mutants(mutants: list[bytes]) -> None:
             continue
         assert said is None, f"{number}: Python accepts, C says {said}"
         accepted += 1
-        source = program.buffers[program.input]
-        images = rng.integers(0, 256, (2, source.rows, source.cols), dtype=np.uint8)
-        wanted, outputs = reference.run(program, images), run(Model(data), images)
+        wanted, outputs = both_outputs(program, data, rng)
         same = (outputs.view(np.uint32) == wanted.view(np.uint32)) | (np.isnan(outputs) & np.isnan(wanted))
         assert same.all(), number
     assert accepted > 50

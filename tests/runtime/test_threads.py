@@ -25,13 +25,14 @@ def threads(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return program
 
 
-def test_no_data_race_and_the_same_bits(threads: Path, good_file: bytes, tmp_path: Path) -> None:
+def test_no_data_race_and_the_same_bits(threads: Path, good_files: list[bytes], tmp_path: Path) -> None:
     path = tmp_path / "model.lil"
-    path.write_bytes(good_file)
     environment = {**os.environ, "TSAN_OPTIONS": "halt_on_error=1"}
-    result = subprocess.run([threads, path], capture_output=True, text=True, check=False, env=environment)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert int(result.stdout) == 180
+    for data in good_files:
+        path.write_bytes(data)
+        result = subprocess.run([threads, path], capture_output=True, text=True, check=False, env=environment)
+        assert result.returncode == 0, result.stderr[-3000:]
+        assert int(result.stdout) == 180
 
 
 def test_the_bindings_threads(tmp_path: Path) -> None:

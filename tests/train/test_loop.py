@@ -15,6 +15,7 @@ from lilliput.data import ImageDataset, Part
 from lilliput.errors import FailureError
 from lilliput.models.checkpoint import CheckpointError, tensors_of
 from lilliput.models.vit import ViT
+from lilliput.train.images import ImageClassification
 from lilliput.train.loop import Task, derive_seed, fit, learning_rate, parameter_groups
 
 
@@ -41,8 +42,10 @@ SETTINGS = LoopSettings(epochs=6, batch_size=8, lr=3e-3, ema_decay=0.9, checkpoi
 AUGMENT = AugmentSettings(crop_padding=1, mixup=0.2)
 
 
-def task_in(folder: Path, **changes: Any) -> Task:
-    return Task(tiny_dataset(), AUGMENT, seed=5, checkpoint=folder / "checkpoint.safetensors", **changes)
+def task_in(folder: Path, **changes: Any) -> Task[LoopSettings]:
+    return Task(
+        ImageClassification(tiny_dataset(), AUGMENT, seed=5), checkpoint=folder / "checkpoint.safetensors", **changes
+    )
 
 
 class StopAt:
@@ -70,7 +73,7 @@ def bits(model: nn.Module) -> dict[str, bytes]:
 
 
 def test_it_learns(tmp_path: Path) -> None:
-    task = Task(tiny_dataset(512), AUGMENT, seed=5, checkpoint=tmp_path / "checkpoint.safetensors")
+    task = Task(ImageClassification(tiny_dataset(512), AUGMENT, seed=5), checkpoint=tmp_path / "checkpoint.safetensors")
     history = fit(tiny_model(), SETTINGS.model_copy(update={"checkpoint_seconds": 1e9}), task)
     assert history[-1]["validation_accuracy"] > 0.95
     assert [record["epoch"] for record in history] == list(range(1, 7))
@@ -98,7 +101,8 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, stop: in
 def test_another_seed_gives_another_model(tmp_path: Path) -> None:
     first, second = tiny_model(), tiny_model()
     fit(first, SETTINGS, task_in(tmp_path / "a"))
-    fit(second, SETTINGS, Task(tiny_dataset(), AUGMENT, seed=6, checkpoint=tmp_path / "b" / "c.safetensors"))
+    other = ImageClassification(tiny_dataset(), AUGMENT, seed=6)
+    fit(second, SETTINGS, Task(other, checkpoint=tmp_path / "b" / "c.safetensors"))
     assert bits(first) != bits(second)
 
 

@@ -451,9 +451,7 @@ def check_program_kind(spec: OpSpec, inputs: tuple[Shape, ...], max_tokens: int)
     """
     kind = "sequence" if max_tokens else "image"
     if spec.only not in (None, kind):
-        raise ArtifactError(
-            f"is only for {spec.only} programs; this is a program of version {1 + (kind == 'sequence')}"
-        )
+        raise ArtifactError(f"is only for {spec.only} programs; this is one of {kind}s")
     if spec.whole and max_tokens and inputs[0].rows == 1:
         raise ArtifactError("input has 1 row; must have a row a token")
 

@@ -20,6 +20,7 @@ from lilliput.program.formats import (
 from lilliput.program.ops import (
     MAX_PRODUCT_LENGTH,
     OPS,
+    PER_TOKEN,
     Operands,
     OpSpec,
     Shape,
@@ -29,7 +30,7 @@ from lilliput.program.ops import (
 from lilliput.program.plan import ALIGNMENT, TOKEN_ALIGNMENT, lifetimes
 
 if TYPE_CHECKING:
-    from lilliput.program.program import Buffer, Op, Program, Tensor, Vocabulary
+    from lilliput.program.program import Buffer, Op, Program, Tensor
 
 ROLES = ("weight", "bias", "norm", "embedding", "scale", "constant")
 MAX_SIDE = 2**24
@@ -64,7 +65,7 @@ def check_program(program: "Program") -> None:
     _check_flow(program)
     _check_arena(program)
     check_metadata(program.metadata, program.buffers[program.input], program.buffers[program.output])
-    _check_vocabulary(program.vocabulary)
+    _check_vocabulary(program)
     (_check_golden_sequences if program.max_tokens else _check_golden_images)(program)
 
 
@@ -81,6 +82,8 @@ def check_side_buffers(buffers: "Sequence[Buffer]", input_index: int, output_ind
         buffer = buffers[index]
         _require(buffer.dtype == dtype, f"{side} buffer {index}: dtype is {buffer.dtype}; must be {dtype}")
         _require(buffer.offset == 0, f"{side} buffer {index}: arena offset is {buffer.offset}; must be 0")
+    rows = buffers[input_index].rows
+    _require(not max_tokens or rows == PER_TOKEN, f"input buffer {input_index}: rows is {rows}; must be {PER_TOKEN}")
     rows = buffers[output_index].rows
     _require(rows == 1, f"output buffer {output_index}: rows is {rows}; must be 1")
 
@@ -318,8 +321,9 @@ def check_metadata(metadata: Any, source: "Buffer", result: "Buffer") -> None:
     )
 
 
-def _check_vocabulary(vocabulary: "Vocabulary") -> None:
-    merges, count = vocabulary.merges, len(vocabulary.tokens)
+def _check_vocabulary(program: "Program") -> None:
+    merges, count = program.vocabulary.merges, len(program.vocabulary.tokens)
+    _require(bool(program.max_tokens) or not count, f"vocabulary: has {count} tokens; an image program must have none")
     _require(
         merges.dtype == np.uint32 and merges.ndim == 2 and merges.shape[1] == 2,
         f"vocabulary: merges are {merges.dtype} with shape {merges.shape}; must be uint32 with shape (n, 2)",

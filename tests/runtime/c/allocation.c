@@ -14,11 +14,13 @@
 
 #include "lil.h"
 
-enum { MAX_FILE = 1 << 22, MAX_ARENA = 1 << 24, MAX_OUTPUTS = 4096, TEAM = 3 };
+enum { MAX_FILE = 1 << 22, MAX_ARENA = 1 << 24, MAX_OUTPUTS = 4096, MAX_TOKENS = 25, TEAM = 3 };
 
 static uint8_t file[MAX_FILE];
 static _Alignas(LIL_ALIGNMENT) uint8_t arena[MAX_ARENA];
 static uint8_t input[MAX_FILE];
+static uint32_t tokens[MAX_TOKENS];
+static const uint32_t lengths[] = {1, 7, MAX_TOKENS - 8}; /* of the sequences of a sequence program */
 static float outputs[LIL_ISA_COUNT][MAX_OUTPUTS];
 static volatile int forbidden; /* from now on nothing may be allocated */
 
@@ -86,14 +88,31 @@ static void take_turns(void *threads, void (*task)(void *argument, size_t thread
     }
 }
 
+enum { NUM_SEQUENCES = sizeof lengths / sizeof *lengths };
+
+static size_t output_bytes_of(const lil_model *model) {
+    return (model->max_tokens > 0 ? NUM_SEQUENCES : 1) * lil_output_bytes(model);
+}
+
 static void run(const lil_model *model, const lil_team *team) {
     const lil_context context = {.arena = arena, .arena_bytes = sizeof arena, .team = team};
-    const size_t output_bytes = lil_output_bytes(model);
+    const size_t output_bytes = output_bytes_of(model);
     float *output = outputs[model->isa];
-    if (lil_run(model, &context, input, lil_input_bytes(model), output, output_bytes) != LIL_OK ||
-        memcmp(output, outputs[LIL_SCALAR], output_bytes) != 0) {
+    const lil_status status =
+        model->max_tokens > 0 ? lil_run_sequences(model, &context, tokens, lengths, NUM_SEQUENCES, output, output_bytes)
+                              : lil_run(model, &context, input, lil_input_bytes(model), output, output_bytes);
+    if (status != LIL_OK || memcmp(output, outputs[LIL_SCALAR], output_bytes) != 0) {
         leave("wrong", 1);
     }
+}
+
+/* Whether the memory above is enough. */
+static bool fits(const lil_model *model) {
+    const bool is_image = model->max_tokens == 0;
+    const size_t arena_bytes =
+        is_image ? lil_arena_bytes(model, TEAM) : lil_sequence_arena_bytes(model, TEAM, MAX_TOKENS);
+    return arena_bytes <= sizeof arena && output_bytes_of(model) <= sizeof outputs[0] &&
+           (is_image ? lil_input_bytes(model) <= sizeof input : model->max_tokens >= lengths[NUM_SEQUENCES - 1]);
 }
 
 int main(int argc, char **argv) {
@@ -105,9 +124,11 @@ int main(int argc, char **argv) {
     }
     lil_model model;
     const lil_status status = lil_open(&model, file, size); /* once outside, to know that the memory is enough */
-    if (status != LIL_OK || lil_arena_bytes(&model, TEAM) > sizeof arena || lil_input_bytes(&model) > sizeof input ||
-        lil_output_bytes(&model) > sizeof outputs[0]) {
+    if (status != LIL_OK || !fits(&model)) {
         leave("not such a file, or too large", 2);
+    }
+    for (size_t i = 0; i < MAX_TOKENS && model.max_tokens > 0; i++) {
+        tokens[i] = (uint32_t)(7 * i % model.num_token_ids);
     }
     forbidden = 1;
     if (lil_open(&model, file, size) != LIL_OK) { /* and again: opening does not allocate either */

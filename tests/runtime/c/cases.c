@@ -29,6 +29,12 @@ static const char *const kind_names[LIL_NUM_KINDS] = {
     [LIL_ADD_POSITIONS] = "add_positions",
     [LIL_SELECT_ROW] = "select_row",
     [LIL_MEAN_ROWS] = "mean_rows",
+    [LIL_EMBED_TOKENS] = "embed_tokens",
+    [LIL_NORMALIZE_ROWS] = "normalize_rows",
+    [LIL_SCALE_SHIFT] = "scale_shift",
+    [LIL_NEIGHBORS] = "neighbors",
+    [LIL_CONCAT] = "concat",
+    [LIL_TABLE_ATTENTION] = "table_attention",
 };
 
 static const lil_kernel_table *const tables[LIL_ISA_COUNT] = {

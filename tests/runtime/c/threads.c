@@ -23,6 +23,8 @@ enum { NUM_INPUTS = 12, NUM_WORKERS = 6, ROUNDS = 3, MAX_TEAM = 3 };
 static lil_model model; /* opened once, by main; after that it is only read */
 static uint8_t *inputs;
 static float *wanted;
+static uint32_t lengths[NUM_INPUTS]; /* of the sequences of a sequence program */
+static size_t num_tokens;            /* of all of them */
 
 static void *allocate(size_t bytes) {
     void *memory = aligned_alloc(LIL_ALIGNMENT, (bytes + LIL_ALIGNMENT) / LIL_ALIGNMENT * LIL_ALIGNMENT);
@@ -60,10 +62,27 @@ static void run_team(void *threads, void (*task)(void *argument, size_t thread),
     }
 }
 
+/* All sequences at once, with the team of `context`. */
+static void run_pack(const lil_model *opened, size_t num_threads, const lil_team *team) {
+    const size_t output_bytes = NUM_INPUTS * lil_output_bytes(opened);
+    const size_t bytes = lil_sequence_arena_bytes(opened, num_threads, num_tokens);
+    const lil_context context = {.arena = allocate(bytes), .arena_bytes = bytes, .team = team};
+    float *output = allocate(output_bytes);
+    const uint32_t *tokens = (const uint32_t *)(const void *)inputs;
+    CHECK(lil_run_sequences(opened, &context, tokens, lengths, NUM_INPUTS, output, output_bytes) == LIL_OK);
+    CHECK(memcmp(output, wanted, output_bytes) == 0);
+    free(context.arena);
+    free(output);
+}
+
 /* Run every input with a team of `num_threads` (1: alone) and compare. */
 static void run_inputs(const lil_model *opened, size_t num_threads) {
     const size_t input_bytes = lil_input_bytes(opened), output_bytes = lil_output_bytes(opened);
     const lil_team team = {.num_threads = num_threads, .run = run_team, .threads = &num_threads};
+    if (opened->max_tokens > 0) {
+        run_pack(opened, num_threads, num_threads > 1 ? &team : NULL);
+        return;
+    }
     const lil_context context = {.arena = allocate(lil_arena_bytes(opened, num_threads)),
                                  .arena_bytes = lil_arena_bytes(opened, num_threads),
                                  .team = num_threads > 1 ? &team : NULL};
@@ -108,9 +127,8 @@ static void read_file(const char *path) {
     CHECK(lil_open(&model, bytes, (size_t)size) == LIL_OK);
 }
 
-int main(int argc, char **argv) {
-    CHECK(argc == 2);
-    read_file(argv[1]);
+/* Images, and what each gives alone. */
+static void make_images(void) {
     const size_t input_bytes = lil_input_bytes(&model), output_bytes = lil_output_bytes(&model);
     inputs = allocate(NUM_INPUTS * input_bytes);
     wanted = allocate(NUM_INPUTS * output_bytes);
@@ -123,6 +141,33 @@ int main(int argc, char **argv) {
         CHECK(lil_run(&model, &context, inputs + i * input_bytes, input_bytes, wanted + i * model.output_cols,
                       output_bytes) == LIL_OK);
     }
+    free(context.arena);
+}
+
+/* The same of sequences. */
+static void make_sequences(void) {
+    const size_t output_bytes = lil_output_bytes(&model);
+    inputs = allocate(NUM_INPUTS * model.max_tokens * sizeof(uint32_t));
+    wanted = allocate(NUM_INPUTS * output_bytes);
+    uint32_t *tokens = (uint32_t *)(void *)inputs;
+    const lil_context context = {.arena = allocate(lil_arena_bytes(&model, 1)),
+                                 .arena_bytes = lil_arena_bytes(&model, 1)};
+    for (size_t i = 0; i < NUM_INPUTS; i++) {
+        lengths[i] = (uint32_t)(1 + i * i * 5 % model.max_tokens);
+        for (size_t k = num_tokens; k < num_tokens + lengths[i]; k++) {
+            tokens[k] = (uint32_t)(k * k * 31 >> 3) % model.num_token_ids;
+        }
+        CHECK(lil_run_sequences(&model, &context, tokens + num_tokens, &lengths[i], 1, wanted + i * model.output_cols,
+                                output_bytes) == LIL_OK);
+        num_tokens += lengths[i];
+    }
+    free(context.arena);
+}
+
+int main(int argc, char **argv) {
+    CHECK(argc == 2);
+    read_file(argv[1]);
+    model.max_tokens > 0 ? make_sequences() : make_images();
     pthread_t ids[NUM_WORKERS];
     for (size_t i = 0; i < NUM_WORKERS; i++) {
         CHECK(pthread_create(&ids[i], NULL, work, (void *)(uintptr_t)i) == 0);

@@ -204,7 +204,7 @@ lil_status lil_run(const lil_model *model, const lil_context *context, const voi
  * context        as for lil_run; an arena of lil_sequence_arena_bytes of the sum of all lengths.
  * tokens         the ids of the first sequence, then those of the second, and so on: each below num_token_ids. Not
  *                written.
- * lengths        the length of each sequence, 1 to max_tokens, num_sequences of them, at least one.
+ * lengths        the length of each sequence, 1 to max_tokens, num_sequences of them, at least one; together at most 2^24.
  * output         output_bytes, exactly num_sequences * lil_output_bytes: receives float32 [num_sequences, output_cols].
  * Everything else as for lil_run. */
 lil_status lil_run_sequences(const lil_model *model, const lil_context *context, const uint32_t *tokens,

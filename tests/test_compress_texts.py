@@ -1,0 +1,304 @@
+"""`lil compress` from a Hugging Face folder to a measured file: stages, resuming, and what is refused first."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lilliput import artifact, compress_texts
+from lilliput.cli import main
+from lilliput.config import ModelSettings, load_recipe, parse_settings
+from lilliput.data.text import Sequences, read_texts, split_texts
+from lilliput.errors import RecipeError, UserError
+from lilliput.models.checkpoint import load_text_model
+from lilliput.models.encoder import EncoderSettings, TextEncoder
+from lilliput.models.huggingface import load_pretrained, save_pretrained
+from lilliput.models.vit import ViT
+from lilliput.runtime.opening import open_text_model
+from lilliput.text_config import CompressRecipe, TextDataSettings
+from lilliput.train.distill import outputs
+
+WORDS = ["the", "an", "of", "and", "in", "to", "red", "green", "blue", "fast", "slow", "data", "test", "file", "python"]
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *LETTERS, *(f"##{letter}" for letter in LETTERS)]
+LAYER = {"num_heads": 2, "head_dim": 8, "mlp_dim": 32}
+COMMON: dict[str, Any] = {"vocabulary_size": len(VOCABULARY), "num_positions": 32, "embed_dim": 16, "token_types": 2}
+SENTENCE = {"layers": (LAYER, LAYER), "pooling": "mean", "normalize": True}
+CLASSIFIER = {"layers": (LAYER,), "pooling": "cls", "head": {"labels": ("good", "bad"), "hidden_dim": 16}}
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "data": {"test": 30, "validation": 20},
+    "quantize": {"texts": 60, "weight_format": "pot4"},
+    "distill": {"batch_size": 16, "epochs": 4, "lr": 1e-3, "texts": 96},
+}
+
+
+def checkpoint(folder: Path, changes: dict[str, Any]) -> Path:
+    """A small BERT as Hugging Face would save it."""
+    torch.manual_seed(0)
+    model = TextEncoder(EncoderSettings.model_validate(COMMON | changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    save_pretrained(model, folder)
+    (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n")
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True})
+    )
+    return folder
+
+
+def texts_file(folder: Path) -> Path:
+    rng = np.random.default_rng(0)
+    lines = [" ".join(rng.choice([*WORDS, "xyz", "Foo!"], rng.integers(1, 40)).tolist()) for _ in range(200)]
+    path = folder / "texts.txt"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def recipe(data: Path, **changes: Any) -> CompressRecipe:
+    tree = {**SMALL, **changes}
+    return parse_settings(tree | {"data": tree["data"] | {"path": str(data)}}, "test", None, CompressRecipe)
+
+
+@pytest.fixture(scope="module")
+def sentence(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return checkpoint(tmp_path_factory.mktemp("sentence"), SENTENCE)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return texts_file(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def finished(sentence: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compress_texts.compress(sentence, recipe(data), tmp_path_factory.mktemp("runs"), quiet=True)
+
+
+def results(folder: Path) -> dict[str, Any]:
+    read: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return read
+
+
+def test_the_file_is_measured_from_texts_against_fp32(finished: Path, sentence: Path, data: Path) -> None:
+    measured = results(finished)
+    assert measured["texts"] == 30
+    assert measured["file_bytes"] == (finished / "model.lil").stat().st_size
+    assert measured["fp32_bytes"] == 4 * (load_pretrained(sentence).num_parameters())
+    assert 0.9 < measured["cosine"]["min"] <= measured["cosine"]["p5"] <= measured["cosine"]["mean"] < 1
+    assert measured["cosine_to_simulation"]["min"] > 0.999
+    held_out = split_texts(read_texts(data), TextDataSettings(test=30, validation=20)).test
+    with open_text_model(finished / "model.lil") as session:
+        vectors = session.embed(held_out)
+        ids = [torch.from_numpy(one.astype(np.int64))[None] for one in session.tokenize(held_out)]
+    with torch.no_grad():
+        expected = torch.cat([load_pretrained(sentence)(one) for one in ids]).numpy()
+    assert (vectors * expected).sum(1).mean() == pytest.approx(measured["cosine"]["mean"], abs=1e-5)
+
+
+def test_the_file_holds_formats_tokenizer_and_provenance(finished: Path) -> None:
+    program = artifact.read(finished / "model.lil")
+    formats = {tensor.name: tensor.format for tensor in program.tensors if tensor.is_codes}
+    assert formats.pop("words") == "int4" and formats.pop("positions") == "int8"
+    assert set(formats.values()) == {"pot4"} and len(formats) == 8
+    assert [token.decode() for token in program.vocabulary.tokens] == VOCABULARY
+    assert program.metadata["provenance"]["recipe"] == "small"
+    assert len(program.golden_inputs) == 1
+
+
+def test_distillation_brings_it_nearer_and_leaves_words_alone(finished: Path) -> None:
+    before, after = (load_text_model(finished / name) for name in ("01-quantize", "02-distill"))
+    records = [
+        json.loads((finished / name / "record.json").read_text())["record"] for name in ("01-quantize", "02-distill")
+    ]
+    assert records[1]["cosine"]["mean"] > records[0]["cosine"]["mean"]
+    assert torch.equal(before.words, after.words) and torch.equal(before.positions, after.positions)
+    assert not torch.equal(before.linears()["blocks.0.mlp.fc1"].weight, after.linears()["blocks.0.mlp.fc1"].weight)
+
+
+def test_a_finished_run_is_not_done_again_and_changes_are(
+    finished: Path, sentence: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, done = (finished / "model.lil").read_bytes(), []
+    work = compress_texts.Run.work
+
+    def note(run: compress_texts.Run, index: int, checkpoint: Path) -> dict[str, Any]:
+        done.append(run.stages[index])
+        return work(run, index, checkpoint)
+
+    monkeypatch.setattr(compress_texts.Run, "work", note)
+    moved = shutil.copy(data, finished.parent / "moved.txt")
+    assert compress_texts.compress(sentence, recipe(Path(moved)), finished.parent, quiet=True) == finished
+    assert done == []
+    short = recipe(data, stages=["quantize", "export", "evaluate"])
+    compress_texts.compress(sentence, short, finished.parent / "short", quiet=True)
+    assert done == ["quantize", "export", "evaluate"]
+    assert (finished / "model.lil").read_bytes() == before
+    done.clear()
+    golden = recipe(data, export={"golden": 2})
+    copied = shutil.copytree(finished, finished.parent / "copy" / "small")
+    compress_texts.compress(sentence, golden, copied.parent, quiet=True)
+    assert done == ["export", "evaluate"]
+
+
+@pytest.mark.parametrize("where", ["quantize_post_training", "fit", "save_model", "_export", "_evaluate"])
+def test_ctrl_c_in_any_stage_loses_nothing(
+    finished: Path, sentence: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(compress_texts, where, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            compress_texts.compress(sentence, recipe(data), tmp_path, quiet=True)
+    assert not list(tmp_path.rglob(".*.part"))
+    again = compress_texts.compress(sentence, recipe(data), tmp_path, quiet=True)
+    assert (again / "model.lil").read_bytes() == (finished / "model.lil").read_bytes()
+
+
+def test_a_classifiers_predictions_are_compared(data: Path, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "classifier", CLASSIFIER)
+    short = recipe(data, stages=["quantize", "export", "evaluate"], quantize={"words_format": "int8"})
+    run = compress_texts.compress(folder, short, tmp_path, quiet=True)
+    measured = results(run)
+    with open_text_model(run / "model.lil") as session:
+        assert session.labels == ("good", "bad")
+        held_out = split_texts(read_texts(data), short.data).test
+        chosen = session.predict(held_out)[0]
+        ids = session.tokenize(held_out)
+    original = load_pretrained(folder)
+    assert isinstance(original, TextEncoder)
+    with torch.no_grad():
+        logits = torch.cat([original(torch.from_numpy(one.astype(np.int64))[None]) for one in ids])
+    assert measured["differing_predictions"] == int((logits.argmax(1).numpy() != chosen).sum())
+
+
+def test_the_command_prints_a_table_and_the_folder(
+    sentence: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "r.toml").write_text('name = "from-recipe"\nstages = ["quantize", "export", "evaluate"]')
+    arguments = [str(sentence), "--data", str(data), "--recipe", str(tmp_path / "r.toml"), "--out", str(tmp_path)]
+    assert main(["compress", *arguments, "--set", "data.test=20"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.strip() == str(tmp_path / "from-recipe")
+    measured = results(tmp_path / "from-recipe")
+    for shown in (f"{measured['file_bytes']:,}", f"{measured['cosine']['min']:.4f}", "share of fp32's bytes"):
+        assert shown in printed.err
+    assert main(["compress", *arguments, "--quiet", "--set", "data.test=20"]) == 0
+    assert capsys.readouterr().err == ""
+
+
+def broken_nan(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    next(iter(tensors.values())).view(-1)[3] = float("nan")
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def broken_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (broken_nan, r"has NaN or infinite values; weights must be finite"),
+        (lambda f: (f / "vocab.txt").unlink(), r"tokenizer"),
+        (lambda f: (f / "vocab.txt").write_text("\n".join([*VOCABULARY, "extra"])), r"73 tokens, .* vectors for 72"),
+        (
+            lambda f: (f / "modules.json").unlink(),
+            r"gives a vector for each token and none for a text; .* modules\.json",
+        ),
+        (
+            lambda f: broken_config(f, model_type="gpt9", architectures=["Gpt9"]),
+            r"model_type is 'gpt9'; architectures that",
+        ),
+        (lambda f: (f / "model.safetensors").unlink(), r"no weights; it must have model\.safetensors"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_refused_first(
+    sentence: Path, data: Path, tmp_path: Path, damage: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(sentence, tmp_path / "damaged")
+    damage(folder)
+    assert main(["compress", str(folder), "--data", str(data), "--out", str(tmp_path / "runs")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    with pytest.raises(UserError, match=message):
+        compress_texts.compress(folder, recipe(data), tmp_path / "runs", quiet=True)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_image_model_is_refused(data: Path, tmp_path: Path) -> None:
+    settings = ModelSettings(patch_size=4, embed_dim=16, depth=1, num_heads=2, mlp_dim=24)
+    save_pretrained(ViT(settings, (8, 8, 3), 5), tmp_path / "vit")
+    with pytest.raises(UserError, match=r"^model in .*vit: is an image model; lil compress takes text encoders$"):
+        compress_texts.compress(tmp_path / "vit", recipe(data), tmp_path / "runs", quiet=True)
+
+
+def test_other_mistakes_are_one_line_before_anything_is_done(
+    sentence: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty.txt").write_text("\n")
+    cases = [
+        ([], "lil compress: no texts; give --data FILE with one text a line"),
+        (["--data", str(tmp_path / "empty.txt")], "has no text; write one text a line"),
+        (
+            ["--data", str(data), "--set", "quantize.formats={x = 'int8'}"],
+            "'x' is no layer; the layers are blocks.0.attn",
+        ),
+        (
+            ["--data", str(data), "--set", "quantize.weight_format=int5"],
+            "quantize.weight_format: Input should be 'int8'",
+        ),
+        (["--data", str(data), "--set", "distil.lr=1"], "unknown field 'distil'; allowed: data, distill, export, name"),
+        (["--data", str(data), "--set", "stages=['export']"], "stages: 'export' needs 'quantize' before it"),
+    ]
+    for arguments, message in cases:
+        assert main(["compress", str(sentence), *arguments, "--out", str(tmp_path / "runs")]) == 2
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1, error
+    assert main(["compress", str(tmp_path / "nowhere"), "--data", str(data)]) == 2
+    assert "there is no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        (["distill", "quantize"], "'distill' needs 'quantize' before it"),
+        (["quantize", "quantize"], "'quantize' cannot follow 'quantize'"),
+        (["quantize", "export", "distill"], "'distill' cannot follow 'export'"),
+        (["quantize", "evaluate"], "'evaluate' needs 'export' before it"),
+        ([], "stages: "),
+    ],
+)
+def test_impossible_orders_are_refused(stages: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        parse_settings({"stages": stages}, "test", None, CompressRecipe)
+
+
+def test_the_projects_recipe_is_valid() -> None:
+    path = Path(__file__).parent.parent / "recipes" / "minilm-pot4.toml"
+    loaded = load_recipe(path, ["distill.texts=100", "quantize.formats={'blocks.0.attn' = 'int8'}"], CompressRecipe)
+    assert (loaded.name, loaded.quantize.weight_format, loaded.distill.texts) == ("minilm-pot4", "pot4", 100)
+    assert loaded.quantize.formats == {"blocks.0.attn": "int8"}
+
+
+def test_simulation_and_file_agree(finished: Path, data: Path) -> None:
+    """Beyond the mean: what the torch model computes is what the runtime computes, within float rounding."""
+    model = load_text_model(finished / "02-distill").eval()
+    with open_text_model(finished / "model.lil") as session:
+        ids = session.tokenize(read_texts(data)[:40])
+        measured = session.run(ids)
+    given = Sequences(np.concatenate(ids), np.array([len(one) for one in ids], np.int64))
+    difference = np.abs(outputs(model, given).numpy() - measured)
+    assert np.median(difference) < 1e-5
+    assert difference.max() < 0.02

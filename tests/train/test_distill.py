@@ -1,0 +1,142 @@
+"""Distillation: the loss by hand, resuming to the same bits, and that the student comes nearer to its teacher."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lilliput.compress.quantize import attach_quantizers
+from lilliput.data.text import Sequences
+from lilliput.models.checkpoint import tensors_of
+from lilliput.models.encoder import EncoderSettings, TextEncoder
+from lilliput.text_config import DistillSettings
+from lilliput.train.distill import Distillation, hidden_states, outputs
+from lilliput.train.loop import Place, Task, fit
+
+LAYER = {"num_heads": 2, "head_dim": 8, "mlp_dim": 32}
+SETTINGS = DistillSettings(epochs=2, batch_size=8, lr=1e-3, checkpoint_seconds=0)
+
+
+def teacher(**changes: Any) -> TextEncoder:
+    torch.manual_seed(0)
+    settings = {"vocabulary_size": 30, "num_positions": 12, "embed_dim": 16, "layers": (LAYER, LAYER)}
+    settings |= {"pooling": "mean", "normalize": True, "dropout": 0.5}
+    model = TextEncoder(EncoderSettings.model_validate(settings | changes)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.requires_grad_(False)
+
+
+def student(original: TextEncoder) -> TextEncoder:
+    model = copy.deepcopy(original).requires_grad_(True)
+    attach_quantizers(model, lambda name: "int8" if name in ("words", "positions") else "pot4")
+    return model
+
+
+def texts(seed: int, count: int) -> Sequences:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 13, count)
+    return Sequences(rng.integers(0, 30, int(lengths.sum())).astype(np.uint32), lengths)
+
+
+def objective(original: TextEncoder, count: int = 64) -> Distillation:
+    return Distillation(original, texts(0, count), texts(1, 40), seed=3)
+
+
+class StopAt:
+    """A display that raises in the middle of a run, as a crash would."""
+
+    def __init__(self, step: int) -> None:
+        self.at = step
+
+    def start(self, epochs: int, total_steps: int, done_steps: int) -> None: ...
+
+    def step(self, step: int, loss: float) -> None:
+        if step == self.at:
+            raise RuntimeError("killed")
+
+    def epoch(self, record: dict[str, Any]) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def test_the_student_comes_nearer(tmp_path: Path) -> None:
+    original = teacher()
+    model, goal = student(original), objective(original, 320)
+    before = goal.evaluate(model, SETTINGS)
+    history = fit(model, SETTINGS.model_copy(update={"checkpoint_seconds": 1e9}), Task(goal, tmp_path / "c"))
+    after = history[-1]
+    assert after["validation_loss"] < 0.7 * before["validation_loss"]
+    assert after["validation_cosine"] > before["validation_cosine"]
+    assert [record["epoch"] for record in history] == [1, 2]
+
+
+@pytest.mark.parametrize("stop", [3, 8])
+def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, stop: int) -> None:
+    original = teacher()
+    whole, cut, resumed = (student(original) for _ in range(3))
+    expected = fit(whole, SETTINGS, Task(objective(original), tmp_path / "whole"))
+    task = Task(objective(original), tmp_path / "cut")
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(cut, SETTINGS, task, StopAt(stop))
+    found = fit(resumed, SETTINGS, Task(objective(original), tmp_path / "cut"))
+    state = tensors_of(whole)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in tensors_of(resumed).items())
+    for ours, theirs in zip(found, expected, strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def test_the_loss_by_hand() -> None:
+    original = teacher()
+    model, goal = student(original), objective(original)
+    loss = goal.loss(model, SETTINGS.model_copy(update={"hidden_weight": 0.25}), Place(0, 2), torch.device("cpu"))
+    ids, mask = goal.train.padded(goal._epoch(0, 8)[2])
+    ours, theirs = model(ids, mask), original(ids, mask)
+    expected = (1 - (ours * theirs).sum(1)).mean() + (ours - theirs).square().sum() / theirs.square().sum()
+    pairs = zip(model.hidden_states(ids, mask), original.hidden_states(ids, mask), strict=True)
+    errors = [(s[mask] - t[mask]).square().sum() / t[mask].square().sum() for s, t in pairs]
+    torch.testing.assert_close(loss, expected + 0.25 * sum(errors) / 3)
+    assert float(loss.detach()) > 0.01
+
+
+def test_the_original_has_no_loss_and_is_not_changed() -> None:
+    original = teacher()
+    before = tensors_of(original)
+    goal = objective(original)
+    same = copy.deepcopy(original).requires_grad_(True).train()  # with dropout, if it were left on
+    loss = goal.loss(same, SETTINGS, Place(0, 0), torch.device("cpu"))
+    assert float(loss.detach()) < 1e-6
+    assert goal.evaluate(same, SETTINGS)["validation_cosine"] == pytest.approx(1.0)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in tensors_of(original).items())
+    assert not any(parameter.grad is not None for parameter in original.parameters())
+
+
+def test_hidden_states_of_shared_blocks_come_in_the_order_of_depth() -> None:
+    model = teacher(order=(1, 0, 1))
+    ids, mask = texts(0, 5).padded(np.arange(5))
+    with hidden_states(model) as states:
+        model(ids, mask)
+    for state, expected in zip(states, model.hidden_states(ids, mask), strict=True):
+        assert torch.equal(state, expected)
+    with hidden_states(model) as states:
+        pass
+    model(ids, mask)
+    assert states == []  # the hooks are gone
+
+
+def test_outputs_come_in_the_order_of_the_texts() -> None:
+    model, given = teacher(), texts(0, 30)
+    alone = [model(*given.padded(np.array([index])))[0] for index in range(30)]
+    torch.testing.assert_close(outputs(model, given), torch.stack(alone), atol=1e-5, rtol=1e-4)
+
+
+def test_a_classifier_learns_its_logits(tmp_path: Path) -> None:
+    original = teacher(normalize=False, head={"labels": ("a", "b", "c")}, pooling="cls")
+    model, goal = student(original), objective(original, 240)
+    before = goal.evaluate(model, SETTINGS)["validation_loss"]
+    history = fit(model, SETTINGS.model_copy(update={"checkpoint_seconds": 1e9}), Task(goal, tmp_path / "c"))
+    assert history[-1]["validation_loss"] < 0.8 * before
