@@ -7,7 +7,7 @@ error in a recipe is an error message and never a silently ignored setting.
 import json
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, cast, get_args
+from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args, overload
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -123,7 +123,7 @@ class ModelSettings(Settings):
         return (LayerSettings(num_heads=self.num_heads, head_dim=head_dim, mlp_dim=self.mlp_dim),) * self.depth
 
 
-class LoopSettings(Settings):
+class FitSettings(Settings):
     """What every stage that trains shares: one loop serves them all."""
 
     epochs: int = Field(default=20, ge=1)
@@ -132,11 +132,16 @@ class LoopSettings(Settings):
     weight_decay: float = Field(default=0.05, ge=0.0)
     warmup_fraction: float = Field(default=0.05, ge=0.0, lt=1.0, description="of all steps; then cosine to `final_lr`")
     final_lr_fraction: float = Field(default=0.01, ge=0.0, le=1.0, description="the cosine's end, as a share of lr")
-    label_smoothing: float = Field(default=0.1, ge=0.0, lt=1.0)
     clip_norm: float = Field(default=1.0, gt=0.0, description="gradient norm is clipped to this")
     ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0, description="None: no moving average of the weights")
     checkpoint_seconds: float = Field(default=15.0, ge=0.0, description="time between checkpoints; 0: every step")
     evaluate_every: int = Field(default=1, ge=1, description="epochs between looks at the validation set")
+
+
+class LoopSettings(FitSettings):
+    """Stages that train an image classifier."""
+
+    label_smoothing: float = Field(default=0.1, ge=0.0, lt=1.0)
 
 
 class TrainSettings(LoopSettings):
@@ -292,7 +297,14 @@ class Recipe(Settings):
         return self
 
 
-def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+R = TypeVar("R", bound=Settings)
+
+
+@overload
+def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe: ...
+@overload
+def load_recipe(path: str | Path, overrides: list[str] | None, kind: type[R]) -> R: ...
+def load_recipe(path: str | Path, overrides: list[str] | None = None, kind: type[Settings] = Recipe) -> Settings:
     """Read a recipe file and apply `stage.field=value` overrides (values in TOML syntax; bare words are strings).
 
     Raises:
@@ -308,18 +320,27 @@ def load_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     except (ValueError, RecursionError) as error:  # among them TOMLDecodeError, UnicodeDecodeError, numbers too long
         raise RecipeError(f"recipe {path}: not valid TOML ({error})") from None
     tree.setdefault("name", path.stem)
-    for override in overrides or []:
-        _apply_override(tree, override)
-    return parse_recipe(tree, str(path))
+    return parse_settings(tree, str(path), overrides, kind)
 
 
 def parse_recipe(tree: dict[str, Any], where: str) -> Recipe:
     """Validate a recipe's tree of plain values; `where` names its source in errors."""
+    return parse_settings(tree, where, None, Recipe)
+
+
+def parse_settings(tree: dict[str, Any], where: str, overrides: list[str] | None, kind: type[R]) -> R:
+    """Apply overrides to a tree of plain values, and validate it as a recipe of class `kind`.
+
+    Raises:
+        RecipeError: as `load_recipe`.
+    """
+    for override in overrides or []:
+        _apply_override(tree, override)
     try:
         # Through JSON, because strict validation takes lists for tuples only from JSON.
-        return Recipe.model_validate_json(json.dumps(tree, default=str))
+        return kind.model_validate_json(json.dumps(tree, default=str))
     except ValidationError as error:
-        raise RecipeError(f"recipe {where}: {_one_line(error)}") from None
+        raise RecipeError(f"recipe {where}: {_one_line(error, kind)}") from None
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -340,14 +361,14 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     node[parts[-1]] = value
 
 
-def _one_line(error: ValidationError) -> str:
+def _one_line(error: ValidationError, kind: type[BaseModel]) -> str:
     # A misspelt field also makes the right one missing, so unknown fields are told first.
     errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
     first, more = errors[0], f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     place = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        return f"unknown field '{place}'; allowed: {', '.join(_allowed_fields(first['loc']))}{more}"
+        return f"unknown field '{place}'; allowed: {', '.join(_allowed_fields(first['loc'], kind))}{more}"
     if first["type"] == "value_error":
         return f"{place}: {message}{more}" if place else f"{message}{more}"
     if first["type"] == "missing":
@@ -355,9 +376,9 @@ def _one_line(error: ValidationError) -> str:
     return f"{place}: {message}, got {first['input']!r}{more}"
 
 
-def _allowed_fields(location: tuple[int | str, ...]) -> list[str]:
-    """Fields of the settings class in which the unknown field at `location` stands."""
-    settings: type[BaseModel] = Recipe
+def _allowed_fields(location: tuple[int | str, ...], kind: type[BaseModel]) -> list[str]:
+    """Fields of the settings class in which the unknown field at `location`, of a recipe of class `kind`, stands."""
+    settings = kind
     for part in location[:-1]:
         if isinstance(part, int):
             continue  # an element of a list: its class was found under the list's name

@@ -1,17 +1,8 @@
-"""Runs a recipe stage by stage: do, evaluate, assert the ledger, record, save. The same command resumes or skips.
+"""Runs a recipe on images stage by stage: do, evaluate, assert the ledger, record, save (`lilliput.stages`)."""
 
-A stage's key is a hash of its settings, the seed, the data and the key of the stage before. A stage whose record has
-the same key is finished and is not done again; a training stage that was interrupted goes on from its checkpoint.
-"""
-
-import contextlib
-import fcntl
-import hashlib
 import json
-import time
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +15,7 @@ from rich.markup import escape
 
 import lilliput
 from lilliput import artifact, data
-from lilliput.compress import PASSES, Claim
+from lilliput.compress import PASSES
 from lilliput.compress.ledger import assert_ledger, count_zeros
 from lilliput.compress.prune import apply_masks
 from lilliput.compress.quantize import Quantization
@@ -33,11 +24,13 @@ from lilliput.data import ImageDataset, channel_statistics
 from lilliput.errors import UserError
 from lilliput.files import write_atomic
 from lilliput.lower import lower
-from lilliput.measure import commit, evaluate, machine_info
+from lilliput.measure import evaluate
 from lilliput.models.checkpoint import load_model, save_model
 from lilliput.models.vit import ViT
 from lilliput.program.builder import with_golden
 from lilliput.report import encode_image, render
+from lilliput.runtime.opening import open_image_model
+from lilliput.stages import StagedRun, alone_in, hash_of
 from lilliput.train.display import TrainingDisplay
 from lilliput.train.images import ImageClassification, predict
 from lilliput.train.loop import Task, derive_seed, fit
@@ -45,29 +38,20 @@ from lilliput.train.loop import Task, derive_seed, fit
 # Part of every key, with the version of Lilliput: raise it when a stage computes something else from the same settings.
 PIPELINE_VERSION = 5
 
-# What a finished stage leaves in the run's folder (training stages: `model.json` and `model.safetensors` in their own).
+# What a finished stage leaves in the run's folder (training stages: a model in their own).
 PRODUCTS: dict[str, tuple[str, ...]] = {
     "export": ("model.lil",),
     "evaluate": (),
     "report": ("records.json", "report.html"),
 }
-# Settings that change no result, so a stage is not done again for them (what lies at `path` is in the fingerprint).
-NO_RESULT = {"checkpoint_seconds", "path"}
 
 
-@dataclass
-class Run:
-    """A recipe being run: what is fixed, and what the finished stages left."""
+@dataclass(kw_only=True)
+class Run(StagedRun):
+    """A recipe being run."""
 
     recipe: Recipe
-    folder: Path
     data: ImageDataset
-    console: Console
-    quiet: bool
-    origin: dict[str, Any]
-    records: list[dict[str, Any]] = field(default_factory=list)
-    claims: list[Claim] = field(default_factory=list)
-    model_folder: Path | None = None
 
     def model(self) -> ViT:
         if self.model_folder is not None:
@@ -77,8 +61,27 @@ class Run:
         model.set_normalization(*channel_statistics(self.data.train))
         return model
 
-    def stage_folder(self, index: int) -> Path:
-        return self.folder / f"{index + 1:02d}-{self.recipe.stages[index]}"
+    def first_key(self) -> str:
+        recipe = self.recipe
+        return hash_of(
+            PIPELINE_VERSION, lilliput.__version__, recipe.seed, recipe.data, recipe.model, _fingerprint(self.data)
+        )
+
+    def settings(self, stage: str) -> tuple[BaseModel, ...]:
+        settings = getattr(self.recipe, stage)
+        return (settings, self.recipe.augment) if isinstance(settings, LoopSettings) else (settings,)
+
+    def products(self, stage: str) -> tuple[str, ...] | None:
+        return PRODUCTS.get(stage)
+
+    def work(self, index: int, checkpoint: Path) -> dict[str, Any]:
+        stage = self.stages[index]
+        if stage not in PRODUCTS:
+            return _train_stage(self, index, checkpoint)
+        return {"export": _export, "evaluate": _evaluate, "report": _report}[stage](self)
+
+    def summary(self, record: dict[str, Any]) -> str:
+        return _summary(record)
 
 
 def run(recipe: Recipe, out: Path, console: Console | None = None, quiet: bool = False) -> Path:
@@ -96,55 +99,14 @@ def run(recipe: Recipe, out: Path, console: Console | None = None, quiet: bool =
         raise UserError("lil run: several processes are not supported yet; start it without a launcher")
     dataset = data.load(recipe.data)
     state = Run(
-        recipe, out / recipe.name, dataset, console, quiet, origin={"commit": commit(), "machine": machine_info()}
+        recipe=recipe, data=dataset, folder=out / recipe.name, stages=recipe.stages, console=console, quiet=quiet
     )
-    with _alone_in(state.folder):
+    with alone_in(state.folder, "lil run"):
         _refuse_early(state)
         if not quiet:
             _announce(state)
-        _run_stages(state)
+        state.run_stages()
     return state.folder
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Make the run's folder, see that it can be written, and keep other runs out of it until the end (or the kill)."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(
-            f"--out: cannot write in {folder} ({error.strerror}); give a folder that can be written"
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another lil run works in {folder}; wait for it, or give another --out") from None
-        yield
-
-
-def _run_stages(state: Run) -> None:
-    recipe = state.recipe
-    key = _hash(
-        PIPELINE_VERSION, lilliput.__version__, recipe.seed, recipe.data, recipe.model, _fingerprint(state.data)
-    )
-    for index, stage in enumerate(recipe.stages):
-        settings = getattr(recipe, stage)
-        extra = [recipe.augment] if isinstance(settings, LoopSettings) else []
-        key = _hash(key, index, stage, settings, *extra)
-        record = _finished(state, index, key)
-        if record is None:
-            if (state.stage_folder(index) / "record.json").exists() and not state.quiet:
-                reason = "its settings, the data or an earlier stage changed, or what it made is gone"
-                state.console.print(f"[dim]{stage:<9} is done again: {reason}[/dim]", soft_wrap=True)
-            record = _do_stage(state, index, key)
-        elif not state.quiet:
-            state.console.print(f"[dim]{stage:<9} finished before with the same settings[/dim]")
-        if isinstance(settings, LoopSettings):
-            state.model_folder = state.stage_folder(index)
-        state.records.append(record)
-        state.claims += [Claim(**claim) for claim in record["claims"]]
 
 
 def _refuse_early(state: Run) -> None:
@@ -153,28 +115,6 @@ def _refuse_early(state: Run) -> None:
     if "export" in state.recipe.stages:
         Quantization(state.recipe.quantize).attach(model)
         lower(model, {"labels": list(state.data.classes)})
-
-
-def _do_stage(state: Run, index: int, key: str) -> dict[str, Any]:
-    """Do a stage. Its old record goes just before the new products come, its checkpoints after the new one."""
-    stage, folder = state.recipe.stages[index], state.stage_folder(index)
-    for part in [*folder.glob(".*.part"), *state.folder.glob(".*.part")]:
-        part.unlink()  # what a kill in the middle of a write left
-    started = time.monotonic()
-    record: dict[str, Any] = {"stage": stage, "seconds": 0.0, "claims": [], "made_with": state.origin}
-    if isinstance(getattr(state.recipe, stage), LoopSettings):
-        record |= _train_stage(state, index, folder / f"checkpoint-{key[:16]}.safetensors")
-        record["seconds"] = record["history"][-1]["seconds"]
-    else:
-        (folder / "record.json").unlink(missing_ok=True)
-        record |= {"export": _export, "evaluate": _evaluate, "report": _report}[stage](state)
-        record["seconds"] = round(time.monotonic() - started, 2)
-    write_atomic(folder / "record.json", json.dumps({"key": key, "record": record}).encode())
-    for checkpoint in folder.glob("checkpoint-*.safetensors"):
-        checkpoint.unlink()
-    if not state.quiet:
-        state.console.print(_summary_line(record), soft_wrap=True)
-    return record
 
 
 def _train_stage(state: Run, index: int, checkpoint: Path) -> dict[str, Any]:
@@ -258,7 +198,7 @@ def _export(state: Run) -> dict[str, Any]:
 
 def _evaluate(state: Run) -> dict[str, Any]:
     test = state.data.test
-    with lilliput.open(state.folder / "model.lil") as session:
+    with open_image_model(state.folder / "model.lil") as session:
         session.verify_golden()
         result = evaluate(session, test.images, test.labels)
         engine = {"runtime": f"lilliput C {session.isa}", "threads": session.num_threads}
@@ -325,32 +265,6 @@ def _sample_indices(predictions: np.ndarray, labels: np.ndarray, count: int) -> 
     return sorted(int(index) for index in np.concatenate([wrong, right]))
 
 
-def _finished(state: Run, index: int, key: str) -> dict[str, Any] | None:
-    """The record of a stage that was done with the same key and whose products are still there."""
-    folder, stage = state.stage_folder(index), state.recipe.stages[index]
-    try:
-        saved = json.loads((folder / "record.json").read_text())
-        record: dict[str, Any] = saved["record"]
-        if saved["key"] != key:
-            return None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if stage in PRODUCTS:
-        products = [state.folder / name for name in PRODUCTS[stage]]
-    else:
-        products = [folder / "model.json", folder / "model.safetensors"]
-    if not all(product.is_file() for product in products):
-        return None
-    if stage == "export" and record["file_crc32"] != zlib.crc32(products[0].read_bytes()):
-        return None
-    return record
-
-
-def _hash(*parts: object) -> str:
-    plain = [part.model_dump_json(exclude=NO_RESULT) if isinstance(part, BaseModel) else part for part in parts]
-    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
-
-
 def _fingerprint(dataset: ImageDataset) -> str:
     """A checksum of classes, images and labels: a data set that changed on the disk is another data set."""
     crc = 0
@@ -370,8 +284,8 @@ def _announce(state: Run) -> None:
     )
 
 
-def _summary_line(record: dict[str, Any]) -> str:
-    stage, seconds = record["stage"], record["seconds"]
+def _summary(record: dict[str, Any]) -> str:
+    stage = record["stage"]
     if "test_accuracy" in record:
         text = (
             f"validation {record['validation_accuracy']:.2%}, test {record['test_accuracy']:.2%} (simulated), "
@@ -388,4 +302,4 @@ def _summary_line(record: dict[str, Any]) -> str:
         )
     else:
         text = record["page"]
-    return f"[green]done[/green] {stage:<9} {seconds:7.1f} s  {text}"
+    return text

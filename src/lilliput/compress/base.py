@@ -10,7 +10,10 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lilliput.models.encoder import TextEncoder
 from lilliput.models.vit import ViT
+
+Model = ViT | TextEncoder
 
 
 @dataclass(frozen=True)

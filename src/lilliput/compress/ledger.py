@@ -6,17 +6,16 @@ from typing import Any
 
 import torch
 
-from lilliput.compress.base import Claim
+from lilliput.compress.base import Claim, Model
 from lilliput.compress.prune import count_zero_blocks
 from lilliput.compress.quantize import EMBEDDINGS, quantized_parameters
 from lilliput.errors import FailureError
 from lilliput.models.stack import StoredAsBf16, WeightQuantizer, layer_of
-from lilliput.models.vit import ViT
 from lilliput.program.cost import parameter_counts
 from lilliput.program.program import Program
 
 
-def count_zeros(model: ViT) -> tuple[int, int]:
+def count_zeros(model: Model) -> tuple[int, int]:
     """(zero, all) linear and projection weights of a model, as its stacks produce them."""
     with torch.no_grad():
         weights = [linear.weight for linear in model.linears().values()]
@@ -33,7 +32,7 @@ def _enough_zeros(counted: tuple[int, int], values: dict[str, Any]) -> bool:
     return zeros >= values["zeros"] and weights == values["weights"]
 
 
-def _model_blocks(model: ViT, values: dict[str, Any]) -> bool:
+def _model_blocks(model: Model, values: dict[str, Any]) -> bool:
     columns = model.program_columns()
     with torch.no_grad():
         weights = [linear.weight[:, columns[name]] for name, linear in model.linears().items()]
@@ -50,7 +49,7 @@ def _enough_blocks(weights: list[torch.Tensor], values: dict[str, Any]) -> bool:
     return zeros >= values["zeros"] and blocks == values["blocks"]
 
 
-def _model_format(model: ViT, values: dict[str, Any]) -> bool:
+def _model_format(model: Model, values: dict[str, Any]) -> bool:
     formats: dict[str, set[str]] = {}
     for _, module, name in quantized_parameters(model):
         quantizer = layer_of(module, name, WeightQuantizer)
@@ -74,17 +73,36 @@ def _allowed_formats(values: dict[str, Any]) -> dict[str, set[str]]:
     return {"weight": {values["weight"]}, "embedding": {values["embedding"]}, "vector": {"bf16"}}
 
 
-CHECKS: dict[str, tuple[Callable[[ViT, dict[str, Any]], bool], Callable[[Program, dict[str, Any]], bool]]] = {
+def _model_formats(model: Model, values: dict[str, Any]) -> bool:
+    """Each matrix by name has its format, and every vector is bfloat16."""
+    found: dict[str, str] = {}
+    for module_name, module, name in quantized_parameters(model):
+        quantizer = layer_of(module, name, WeightQuantizer)
+        if quantizer is not None:
+            found[f"{module_name}.{name}" if module_name else name] = quantizer.format_name
+        elif layer_of(module, name, StoredAsBf16) is None:
+            return False
+    return found == values["formats"]
+
+
+def _program_formats(program: Program, values: dict[str, Any]) -> bool:
+    found = {tensor.name: tensor.format for tensor in program.tensors if tensor.is_codes}
+    others = {tensor.format for tensor in program.tensors if not tensor.is_codes}
+    return found == values["formats"] and others <= {"bf16"}
+
+
+CHECKS: dict[str, tuple[Callable[[Model, dict[str, Any]], bool], Callable[[Program, dict[str, Any]], bool]]] = {
     "sparsity": (
         lambda model, values: _enough_zeros(count_zeros(model), values),
         lambda program, values: _enough_zeros(_program_zeros(program), values),
     ),
     "zero blocks": (_model_blocks, _program_blocks),
     "format": (_model_format, _program_format),
+    "formats": (_model_formats, _program_formats),
 }
 
 
-def assert_ledger(claims: list[Claim], subject: ViT | Program, after: str) -> list[dict[str, Any]]:
+def assert_ledger(claims: list[Claim], subject: Model | Program, after: str) -> list[dict[str, Any]]:
     """Check every claim on `subject`; the records say what was checked.
 
     Raises:

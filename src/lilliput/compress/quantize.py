@@ -4,19 +4,23 @@ Once a `Linear` has a quantiser on its weight it quantises its input by row (`li
 runs on integer levels, so the simulated model computes what the program will.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
 from lilliput.compress.base import Claim, Pass
 from lilliput.config import QuantizeSettings
+from lilliput.models.encoder import TextEncoder
+from lilliput.models.layers import NoNorm
 from lilliput.models.stack import StoredAsBf16, WeightQuantizer, push
 from lilliput.models.vit import ViT
 
-EMBEDDINGS = ("class_token", "positions")
+EMBEDDINGS = ("class_token", "distillation_token", "positions", "words")
 
 
 class Quantization(Pass):
-    """Weights to `weight_format`, class token and positions to `embedding_format`, biases and norms to bfloat16."""
+    """Weights to `weight_format`, tokens and positions to `embedding_format`, biases and norms to bfloat16."""
 
     def __init__(self, settings: QuantizeSettings) -> None:
         self.settings = settings
@@ -25,17 +29,10 @@ class Quantization(Pass):
         return [f"{name}.{parameter}" if name else parameter for name, _, parameter in quantized_parameters(model)]
 
     def attach(self, model: ViT) -> None:
-        for _, module, name in quantized_parameters(model):
-            value = getattr(module, name)
-            if value.ndim == 1:
-                push(module, name, StoredAsBf16())
-                continue
-            is_embedding = name in EMBEDDINGS
-            weight_format = self.settings.embedding_format if is_embedding else self.settings.weight_format
-            learned = self.settings.scales == "learned" and not is_embedding
-            quantizer = WeightQuantizer(weight_format, value.shape[0], learned)
-            quantizer.search(value.detach())
-            push(module, name, quantizer)
+        weights, embeddings = self.settings.weight_format, self.settings.embedding_format
+        attach_quantizers(
+            model, lambda name: embeddings if name in EMBEDDINGS else weights, self.settings.scales == "learned"
+        )
 
     def claims(self, model: ViT) -> list[Claim]:
         weights, embeddings = self.settings.weight_format, self.settings.embedding_format
@@ -43,13 +40,32 @@ class Quantization(Pass):
         return [Claim("format", "quantize", detail, {"weight": weights, "embedding": embeddings})]
 
 
-def quantized_parameters(model: ViT) -> list[tuple[str, nn.Module, str]]:
+def attach_quantizers(model: ViT | TextEncoder, format_of: Callable[[str], str], learned: bool = False) -> None:
+    """Put a quantiser on the stack of every matrix, and `StoredAsBf16` on that of every vector.
+
+    Args:
+        model: its token types, if it has any, are merged into the positions already.
+        format_of: from a matrix's full name to the format that it is stored in.
+        learned: whether the scales of linear layers are trained; all are first set by the least squared error.
+    """
+    for module_name, module, name in quantized_parameters(model):
+        value = getattr(module, name)
+        if value.ndim == 1:
+            push(module, name, StoredAsBf16())
+            continue
+        format_name = format_of(f"{module_name}.{name}" if module_name else name)
+        quantizer = WeightQuantizer(format_name, value.shape[0], learned and name not in EMBEDDINGS)
+        quantizer.search(value.detach())
+        push(module, name, quantizer)
+
+
+def quantized_parameters(model: ViT | TextEncoder) -> list[tuple[str, nn.Module, str]]:
     """(module name, module, parameter name) of all that the file stores at low precision."""
     targets: list[tuple[str, nn.Module, str]] = []
     for name, linear in model.linears().items():
         targets += [(name, linear, "weight"), (name, linear, "bias")]
     for name, module in model.named_modules():
-        if isinstance(module, nn.LayerNorm):
+        if isinstance(module, nn.LayerNorm | NoNorm):
             targets += [(name, module, "weight"), (name, module, "bias")]
-    embeddings = [name for name in EMBEDDINGS if isinstance(getattr(model, name), torch.Tensor)]
+    embeddings = [name for name in EMBEDDINGS if isinstance(getattr(model, name, None), torch.Tensor)]
     return targets + [("", model, name) for name in embeddings]

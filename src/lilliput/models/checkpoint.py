@@ -1,8 +1,9 @@
 """Models on disk: `model.safetensors` beside `model.json` (architecture and stacks as data), never pickle."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -15,36 +16,50 @@ from torch.nn.utils import parametrize
 from lilliput.config import ModelSettings
 from lilliput.errors import UserError
 from lilliput.files import write_atomic
+from lilliput.models.encoder import EncoderSettings, TextEncoder
 from lilliput.models.stack import Mask, StoredAsBf16, WeightQuantizer, base_of, push
 from lilliput.models.vit import ViT
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class CheckpointError(UserError):
     """A saved model is missing, damaged, or does not fit its own description."""
 
 
-def save_model(model: ViT, folder: Path) -> None:
+def save_model(model: ViT | TextEncoder, folder: Path) -> None:
     """Write the model; the description last, so that a folder with `model.json` is complete."""
     write_atomic(folder / "model.safetensors", tensors_to_bytes(tensors_of(model)))
-    description = {
-        "settings": json.loads(model.settings.model_dump_json()),
-        "image_shape": list(model.image_shape),
-        "num_classes": model.num_classes,
-        "stacks": describe_stacks(model),
-    }
+    description: dict[str, Any] = {"settings": json.loads(model.settings.model_dump_json())}
+    if isinstance(model, ViT):
+        description |= {"image_shape": list(model.image_shape), "num_classes": model.num_classes}
+    description["stacks"] = describe_stacks(model)
     write_atomic(folder / "model.json", json.dumps(description, indent=1).encode())
 
 
 def load_model(folder: Path) -> ViT:
-    """Rebuild a model from its own description.
+    """Rebuild an image model from its own description.
 
     Raises:
         CheckpointError: a file is missing or damaged, tensors do not fit, or a value is NaN or infinite.
     """
+    return _load(folder, _image_model)
+
+
+def load_text_model(folder: Path) -> TextEncoder:
+    """As `load_model`, for a text encoder."""
+    return _load(folder, lambda saved: TextEncoder(EncoderSettings.model_validate_json(json.dumps(saved["settings"]))))
+
+
+def _image_model(saved: dict[str, Any]) -> ViT:
+    settings = ModelSettings.model_validate_json(json.dumps(saved["settings"]))
+    return ViT(settings, tuple(saved["image_shape"]), saved["num_classes"])
+
+
+def _load(folder: Path, make: Callable[[dict[str, Any]], M]) -> M:
     try:
         description = json.loads((folder / "model.json").read_text())
-        settings = ModelSettings.model_validate_json(json.dumps(description["settings"]))
-        model = ViT(settings, tuple(description["image_shape"]), description["num_classes"])
+        model = make(description)
         restore_stacks(model, description["stacks"])
         tensors = tensors_from_bytes((folder / "model.safetensors").read_bytes())
     except (OSError, KeyError, TypeError, json.JSONDecodeError, ValidationError, SafetensorError) as error:

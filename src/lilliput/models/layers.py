@@ -39,9 +39,12 @@ class Linear(nn.Linear):
             return F.linear(input, self.weight, self.bias)
         levels, row_scale = quantize_rows(input)
         scale = quantizer.row_scale().detach()
+        weight = self.weight / scale
+        if quantizer.learned:
+            weight = round_ste(weight)  # it is a whole number only nearly
         # Sums of integers below 2^24 (up to 2,064 inputs at pot4, 1,040 at int8): the float product is exact. Then the
-        # scales in the program's order. A learned scale divides back to an integer only nearly, hence the rounding.
-        product = F.linear(levels, round_ste(self.weight / scale))
+        # scales in the program's order.
+        product = F.linear(levels, weight)
         return product * scale.reshape(-1) * row_scale + self.bias
 
 

@@ -75,6 +75,23 @@ class StoredAsBf16(nn.Module):
         return round_bf16(vector)
 
 
+class _RoundToGrid(torch.autograd.Function):
+    """`level * scale` with a scale that is not trained; backward is straight-through inside the clip range. One
+    function, because each pass over a weight counts: they are as large as a small batch's activations."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scale: Tensor, quantizer: "WeightQuantizer") -> Tensor:
+        v = weight / scale
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(v.abs() <= quantizer.max_level)
+        return quantizer.nearest(v).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
+        (inside,) = ctx.saved_tensors
+        return cast(Tensor, gradients[0] * inside), None, None
+
+
 class WeightQuantizer(nn.Module):
     """The quantising layer of a weight's stack: `level * scale`, one scale a row, levels of one weight format.
 
@@ -88,22 +105,27 @@ class WeightQuantizer(nn.Module):
         learned: whether the scales are trained; otherwise `search` sets them.
     """
 
-    grid: Tensor
-    midpoints: Tensor
+    nearest_to_half: Tensor
 
     def __init__(self, format_name: str, rows: int, learned: bool = False) -> None:
         super().__init__()
         self.format_name = format_name
         self.learned = learned
         grid = torch.from_numpy(WEIGHT_FORMATS[format_name].grid.astype("float32"))
-        self.register_buffer("grid", grid, persistent=False)
-        self.register_buffer("midpoints", (grid[1:] + grid[:-1]) / 2, persistent=False)
         self.max_level = float(grid.max())
+        midpoints = (grid[1:] + grid[:-1]) / 2
+        halves = torch.arange(-2 * self.max_level, 2 * self.max_level + 1) / 2
+        assert bool((2 * midpoints == (2 * midpoints).round()).all()), "`nearest` counts halves"
+        self.register_buffer("nearest_to_half", grid[torch.bucketize(halves, midpoints)], persistent=False)
         self.scale = nn.Parameter(torch.ones(rows, 1), requires_grad=learned)
 
     def nearest(self, v: Tensor) -> Tensor:
         """The level nearest to each `v`, ties towards the lower one."""
-        return self.grid[torch.bucketize(v, self.midpoints)]
+        # In every format the midpoints between levels are whole numbers of halves, so between two of those the level is
+        # the same. A table by the half above is more than ten times as fast as a search among midpoints.
+        bound = 2 * self.max_level
+        place = (2 * v.detach()).ceil_().clamp_(-bound, bound).nan_to_num_(0.0).add_(bound).to(torch.int32)
+        return self.nearest_to_half.index_select(0, place.flatten()).reshape(v.shape)
 
     def row_scale(self) -> Tensor:
         """Scales as the file stores them: positive bfloat16, [rows, 1]."""
@@ -119,9 +141,11 @@ class WeightQuantizer(nn.Module):
 
     def quantized(self, weight: Tensor, scale: Tensor) -> Tensor:
         """`weight` [n, K] on the grid of `scale` [n, 1]: all rows and `row_scale()`, or some rows and theirs."""
-        if self.learned:
-            factor = (weight.shape[-1] * self.max_level) ** -0.5
-            scale = scale * factor + (scale * (1.0 - factor)).detach()
+        if not self.learned:
+            rounded: Tensor = _RoundToGrid.apply(weight, scale, self)  # type: ignore[no-untyped-call]
+            return rounded
+        factor = (weight.shape[-1] * self.max_level) ** -0.5
+        scale = scale * factor + (scale * (1.0 - factor)).detach()
         v = (weight / scale).clamp(-self.max_level, self.max_level)
         return (v + (self.nearest(v) - v).detach()) * scale
 

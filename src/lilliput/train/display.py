@@ -16,7 +16,7 @@ class TrainingDisplay:
             BarColumn(bar_width=28),
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             TextColumn("loss {task.fields[loss]:.3f}"),
-            TextColumn("validation {task.fields[accuracy]}"),
+            TextColumn("validation {task.fields[measure]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -28,7 +28,7 @@ class TrainingDisplay:
         self.progress.start()
         self.steps_per_epoch = max(1, total_steps // epochs)
         self.task = self.progress.add_task(
-            self.stage, total=total_steps, completed=done_steps, epoch=1, epochs=epochs, loss=0.0, accuracy="-"
+            self.stage, total=total_steps, completed=done_steps, epoch=1, epochs=epochs, loss=0.0, measure="-"
         )
 
     def step(self, step: int, loss: float) -> None:
@@ -37,7 +37,9 @@ class TrainingDisplay:
 
     def epoch(self, record: dict[str, Any]) -> None:
         assert self.task is not None
-        self.progress.update(self.task, accuracy=f"{record['validation_accuracy']:.2%}")
+        accuracy, cosine = record.get("validation_accuracy"), record.get("validation_cosine")
+        measure = f"{accuracy:.2%}" if accuracy is not None else f"cosine {cosine:.4f}"
+        self.progress.update(self.task, measure=measure)
 
     def stop(self) -> None:
         self.progress.stop()

@@ -1,8 +1,7 @@
-"""The one training loop: AdamW, warm-up then cosine, label smoothing, gradient clipping, optional EMA, Accelerate
-underneath.
+"""The one training loop: AdamW, warm-up then cosine, gradient clipping, optional EMA, Accelerate underneath.
 
-A step is a function of (seed, step, state): the order of the examples, their augmentation and dropout come from
-generators seeded anew for each step. So a checkpoint needs no generator's state, and a run that was killed and
+A step is a function of (seed, step, state): an objective's order of the examples, their augmentation and dropout come
+from generators seeded anew for each step. So a checkpoint needs no generator's state, and a run that was killed and
 resumed ends with the same bits as one that was not.
 """
 
@@ -15,19 +14,18 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lilliput.config import AugmentSettings, LoopSettings
-from lilliput.data import ImageDataset, Part
-from lilliput.data.augment import augment
+from lilliput.config import FitSettings
 from lilliput.errors import FailureError
 from lilliput.train.state import TrainingState, load_state, save_state
+
+EMBEDDINGS = {"positions", "class_token", "distillation_token", "words", "token_types"}
 
 
 class Display(Protocol):
@@ -39,23 +37,49 @@ class Display(Protocol):
     def stop(self) -> None: ...
 
 
+S = TypeVar("S", bound=FitSettings)
+S_contra = TypeVar("S_contra", bound=FitSettings, contravariant=True)
+
+
 @dataclass(frozen=True)
-class Task:
+class Place:
+    """A batch: which epoch, and which of its batches, from 0."""
+
+    epoch: int
+    index: int
+
+
+class Objective(Protocol[S_contra]):
+    """Examples and the loss on them. Both methods must be functions of their arguments and the model alone."""
+
+    def batches(self, settings: S_contra) -> int:
+        """Batches an epoch, at least 1."""
+        ...
+
+    def loss(self, model: nn.Module, settings: S_contra, place: Place, device: torch.device) -> Tensor:
+        """The loss of one batch; the model is in training mode."""
+        ...
+
+    def evaluate(self, model: nn.Module, settings: S_contra) -> dict[str, float]:
+        """`validation_loss`, and a measure that people read (`validation_accuracy`, `validation_cosine`)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Task(Generic[S]):
     """What is trained on what: everything of a stage that is not a hyper-parameter.
 
     `before_step(step, total_steps)` is where a pass follows its schedule; `after_step()` where it restores what the
     optimiser may have broken (masked weights moved by momentum).
     """
 
-    data: ImageDataset
-    augment: AugmentSettings
-    seed: int
+    objective: Objective[S]
     checkpoint: Path
     before_step: Callable[[int, int], None] = field(default=lambda step, total: None)
     after_step: Callable[[], None] = field(default=lambda: None)
 
 
-def learning_rate(step: int, total_steps: int, settings: LoopSettings) -> float:
+def learning_rate(step: int, total_steps: int, settings: FitSettings) -> float:
     """Linear warm-up over `warmup_fraction` of the steps, then a cosine from `lr` to `lr * final_lr_fraction`."""
     warmup = max(1, round(settings.warmup_fraction * total_steps))
     if step < warmup:
@@ -66,25 +90,25 @@ def learning_rate(step: int, total_steps: int, settings: LoopSettings) -> float:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay on matrices only: biases, norms, positions and learned scales are left alone."""
+    """Decay on matrices only: biases, norms, embeddings and learned scales are left alone."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_matrix = parameter.ndim >= 2 and not name.endswith((".scale", "positions", "class_token"))
-        is_embedding = ".positions." in name or ".class_token." in name
+        is_embedding = any(part in EMBEDDINGS for part in name.split("."))
+        is_matrix = parameter.ndim >= 2 and not name.endswith(".scale")
         (decayed if is_matrix and not is_embedding else free).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
-def fit(model: nn.Module, settings: LoopSettings, task: Task, display: Display | None = None) -> list[dict[str, Any]]:
+def fit(model: nn.Module, settings: S, task: Task[S], display: Display | None = None) -> list[dict[str, Any]]:
     """Train `model` in place (ends with the moving average's weights where `ema_decay` is set).
 
     Resumes from `task.checkpoint` if it is there. Ctrl-C saves a checkpoint between two steps, then raises.
 
     Returns:
-        One record an evaluated epoch: epoch, step, train_loss, validation_loss, validation_accuracy, lr, seconds.
+        One record an evaluated epoch: epoch, step, train_loss, what the objective's `evaluate` gives, lr, seconds.
 
     Raises:
         FailureError: the loss is not finite, or the disk is full.
@@ -93,7 +117,7 @@ def fit(model: nn.Module, settings: LoopSettings, task: Task, display: Display |
     accelerator = Accelerator(mixed_precision="no")  # bfloat16 products of levels are not exact
     optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.999))
     wrapped, optimizer = accelerator.prepare(model, optimizer)
-    steps_per_epoch = max(1, len(task.data.train.labels) // settings.batch_size)
+    steps_per_epoch = task.objective.batches(settings)
     total_steps = steps_per_epoch * settings.epochs
     state = TrainingState(model, optimizer, settings.ema_decay)
     load_state(state, task.checkpoint)
@@ -106,7 +130,9 @@ def fit(model: nn.Module, settings: LoopSettings, task: Task, display: Display |
             epoch, index = divmod(state.step, steps_per_epoch)
             task.before_step(state.step, total_steps)
             lr = learning_rate(state.step, total_steps, settings)
-            loss = _step(wrapped, optimizer, accelerator, settings, task, (epoch, index), lr)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            loss = _step(wrapped, optimizer, accelerator, settings, task.objective, Place(epoch, index))
             task.after_step()
             state.after_step(loss)
             if display is not None:
@@ -135,21 +161,16 @@ def _step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
-    settings: LoopSettings,
-    task: Task,
-    place: tuple[int, int],
-    lr: float,
+    settings: S,
+    objective: Objective[S],
+    place: Place,
 ) -> float:
-    epoch, index = place
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    pixels, targets = _batch(task, settings, epoch, index, accelerator)
     model.train()
-    loss = F.cross_entropy(model(pixels), targets, label_smoothing=settings.label_smoothing)
+    loss = objective.loss(model, settings, place, accelerator.device)
     value = float(loss.detach())
     if not math.isfinite(value):
         raise FailureError(
-            f"training diverged: the loss is {value} in epoch {epoch + 1}; lower lr ({settings.lr}) or clip_norm"
+            f"training diverged: the loss is {value} in epoch {place.epoch + 1}; lower lr ({settings.lr}) or clip_norm"
         )
     accelerator.backward(loss)
     accelerator.clip_grad_norm_(model.parameters(), settings.clip_norm)
@@ -163,59 +184,28 @@ def derive_seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def _batch(
-    task: Task, settings: LoopSettings, epoch: int, index: int, accelerator: Accelerator
-) -> tuple[Tensor, Tensor]:
-    order = np.random.Generator(np.random.PCG64(derive_seed(task.seed, 0, epoch))).permutation(
-        len(task.data.train.labels)
-    )
-    chosen = order[index * settings.batch_size : (index + 1) * settings.batch_size]
-    chosen = np.sort(chosen)
-    images = torch.from_numpy(task.data.train.images[chosen])
-    labels = torch.from_numpy(task.data.train.labels[chosen])
-    seed = derive_seed(task.seed, 1, epoch, index, 0)  # the last is for the process, once several train
-    torch.manual_seed(seed)  # dropout
-    generator = torch.Generator().manual_seed(seed)
-    pixels, targets = augment(images, labels, task.augment, len(task.data.classes), generator)
-    return pixels.to(accelerator.device), targets.to(accelerator.device)
-
-
 def _evaluate_epoch(
     model: nn.Module,
     state: TrainingState,
-    task: Task,
-    settings: LoopSettings,
+    task: Task[S],
+    settings: S,
     place: tuple[int, float],
     display: Display | None,
 ) -> None:
     epoch, lr = place
     with state.average_in_place():
-        logits = predict(model, task.data.validation)
-    labels = torch.from_numpy(task.data.validation.labels)
+        measured = task.objective.evaluate(model, settings)
     record = {
         "epoch": epoch,
         "step": state.step,
         "train_loss": state.take_mean_loss(),
-        "validation_loss": float(F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)),
-        "validation_accuracy": float((logits.argmax(1) == labels).float().mean()),
+        **measured,
         "lr": lr,
         "seconds": round(state.seconds, 3),
     }
     state.history.append(record)
     if display is not None:
         display.epoch(record)
-
-
-@torch.no_grad()
-def predict(model: nn.Module, part: Part, batch_size: int = 250) -> Tensor:
-    """Logits [n, num_classes] of a part, in evaluation mode and full precision, on the processor."""
-    device = next(model.parameters()).device
-    model.eval()
-    logits = []
-    for start in range(0, len(part.labels), batch_size):
-        pixels = torch.from_numpy(part.images[start : start + batch_size]).permute(0, 3, 1, 2).float()
-        logits.append(model(pixels.to(device)).float().cpu())
-    return torch.cat(logits)
 
 
 @contextlib.contextmanager
