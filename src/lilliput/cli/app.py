@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         code, message = _explain(error)
         if message:
-            print(f"lil: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201
+            print(f"lil: {' '.join(message.split())}", file=sys.stderr)  # noqa: T201 (a message to the user)
     return code if isinstance(code, int) else 0
 
 

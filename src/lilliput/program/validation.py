@@ -246,7 +246,7 @@ def _check_arena(program: "Program") -> None:
                 del taken[bisect_left(taken, _extent(program, buffer))]
     if not program.max_tokens:
         arena = round_up(arena, ALIGNMENT)
-    longest = round_up(max(program.max_tokens, 1), 16) if program.max_tokens else 1
+    longest = round_up(program.max_tokens, 16) if program.max_tokens else 1
     needed = program.arena_bytes * longest
     _require(needed <= MAX_BYTES, f"arena bytes is {needed}; must be at most {MAX_BYTES}")
     _require(program.arena_bytes == arena, f"arena bytes is {program.arena_bytes}; the buffers need {arena}")
