@@ -1,6 +1,7 @@
-"""Post-training quantisation of text encoders: all families, the claim on formats, and that it beats plain rounding."""
+"""Post-training quantisation of all families: the claim on formats, and that it beats plain rounding."""
 
 import copy
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -9,17 +10,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from lilliput.compress.base import Model
 from lilliput.compress.ledger import assert_ledger
 from lilliput.compress.post_training import format_claim, linear_formats, quantize_post_training
 from lilliput.compress.quantize import attach_quantizers
+from lilliput.config import ModelSettings
 from lilliput.data.text import Sequences
 from lilliput.errors import FailureError, UserError
 from lilliput.lower import lower
 from lilliput.models.encoder import EncoderSettings, TextEncoder
 from lilliput.models.stack import levels_and_scale
+from lilliput.models.vit import ViT
 from lilliput.program.formats import WEIGHT_FORMATS
-from lilliput.text_config import PostTrainingSettings
+from lilliput.text_config import ImagePostTrainingSettings, TextPostTrainingSettings
 from lilliput.train.distill import outputs
+from lilliput.train.examples import Examples, Images
 
 LAYER = {"num_heads": 2, "head_dim": 12, "mlp_dim": 48}
 BOTTLENECK = {"num_heads": 2, "head_dim": 8, "mlp_dim": 32, "bottleneck_dim": 16, "stacked_dims": (24,)}
@@ -37,7 +42,12 @@ MODELS: dict[str, dict[str, Any]] = {
         "activation": "relu",
     },
 }
-SETTINGS = PostTrainingSettings(weight_format="pot4", words_format="int8")
+IMAGE_MODELS: dict[str, dict[str, Any]] = {
+    "vit": {"patch_size": 4},
+    "deit with two heads": {"patch_size": 4, "distillation": "head"},
+    "hybrid": {"patch_size": 1, "pool": "mean", "positions": "sinusoidal", "stem": [{"channels": 8}, {"channels": 16}]},
+}
+SETTINGS = TextPostTrainingSettings(weight_format="pot4", words_format="int8")
 
 
 def encoder(name: str) -> TextEncoder:
@@ -56,8 +66,24 @@ def texts(seed: int, count: int) -> Sequences:
     return Sequences((50 * rng.random(int(lengths.sum())) ** 2).astype(np.uint32), lengths)
 
 
-def error(model: TextEncoder, original: TextEncoder) -> float:
-    held_out = texts(1, 60)
+def image_model(name: str) -> ViT:
+    torch.manual_seed(0)
+    sizes = {"embed_dim": 24, "depth": 2, "num_heads": 2, "mlp_dim": 48}
+    model = ViT(ModelSettings.model_validate_json(json.dumps(sizes | IMAGE_MODELS[name])), (8, 12, 3), 5).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def images(seed: int, count: int, model: ViT) -> Images:
+    """Pixels whose neighbours are alike, as photos have them."""
+    small = np.random.default_rng(seed).integers(0, 200, (count, 4, 6, 3), np.uint8)
+    noise = np.random.default_rng(seed + 1).integers(0, 50, (count, 8, 12, 3), np.uint8)
+    return Images(small.repeat(2, axis=1).repeat(2, axis=2) + noise, len(model.positions))
+
+
+def error(model: Model, original: Model, held_out: Examples) -> float:
     expected = outputs(original, held_out)
     return float((outputs(model, held_out) - expected).square().sum() / (expected - expected.mean(0)).square().sum())
 
@@ -70,16 +96,35 @@ def test_it_is_nearer_to_the_original_than_plain_rounding(name: str) -> None:
     plain.merge_token_types()
     formats = linear_formats(original, SETTINGS) | {"words": "int8", "positions": "int8"}
     attach_quantizers(plain, lambda name: formats[name.removesuffix(".weight")])
-    assert error(model, original) < 0.7 * error(plain, original)
+    assert error(model, original, texts(1, 60)) < 0.7 * error(plain, original, texts(1, 60))
     assert [record["layer"] for record in sorted(records, key=lambda one: one["layer"])] == sorted(model.linears())
     ratios = [record["error"] / record["nearest_error"] for record in records]
     assert min(ratios) > 0 and max(ratios) < 1 and np.mean(ratios) < 0.8
 
 
+@pytest.mark.parametrize("name", IMAGE_MODELS)
+def test_so_it_is_with_image_models(name: str) -> None:
+    original = image_model(name)
+    model, plain = copy.deepcopy(original), copy.deepcopy(original)
+    settings = ImagePostTrainingSettings(weight_format="pot4", formats={"patch_embed": "int8"})
+    records = quantize_post_training(model, settings, images(0, 60, original))
+    formats = {f"{layer}.weight": name for layer, name in linear_formats(original, settings).items()}
+    attach_quantizers(plain, lambda name: formats.get(name, "int8"))
+    held_out = images(2, 60, original)
+    assert error(model, original, held_out) < 0.7 * error(plain, original, held_out)
+    assert [record["layer"] for record in records] == list(model.linears())
+    assert max(record["error"] / record["nearest_error"] for record in records) < 1
+    assert formats["patch_embed.proj.weight"] == "int8" and formats["head.weight"] == "pot4"
+    program = lower(model, {"labels": ["a", "b", "c", "d", "e"], "provenance": {}})
+    stored = replace(program, tensors=tuple(t for t in program.tensors if not t.name.startswith("pixel_")))
+    for subject in (model, stored):
+        assert [one["holds"] for one in assert_ledger([format_claim(original, settings)], subject, "export")] == [True]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_are_on_the_grid_and_the_claim_holds(name: str) -> None:
     model = encoder(name)
-    settings = PostTrainingSettings.model_validate(
+    settings = TextPostTrainingSettings.model_validate(
         {"weight_format": "pot4", "formats": {"blocks.0": "int8", "blocks.0.attn": "int6"}}
     )
     claim = format_claim(model, settings)
@@ -103,7 +148,7 @@ def test_weights_are_on_the_grid_and_the_claim_holds(name: str) -> None:
 
 
 def test_the_longest_name_that_fits_gives_the_format() -> None:
-    settings = PostTrainingSettings.model_validate(
+    settings = TextPostTrainingSettings.model_validate(
         {"formats": {"blocks.1": "int8", "blocks.1.mlp.fc1": "pot4", "blocks.0.attn.qkv": "int6"}}
     )
     formats = linear_formats(encoder("bert"), settings)
@@ -113,7 +158,7 @@ def test_the_longest_name_that_fits_gives_the_format() -> None:
 
 @pytest.mark.parametrize("name", ["blocks.2", "blocks.1.attn.q", "block", "words"])
 def test_a_name_of_no_layer_is_refused(name: str) -> None:
-    settings = PostTrainingSettings.model_validate({"formats": {name: "int8"}})
+    settings = TextPostTrainingSettings.model_validate({"formats": {name: "int8"}})
     with pytest.raises(
         UserError, match=rf"^quantize\.formats: '{name}' is no layer; the layers are blocks\.0\.attn\.qkv"
     ):

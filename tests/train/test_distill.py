@@ -7,13 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from lilliput.compress.quantize import attach_quantizers
-from lilliput.data.text import Sequences
+from lilliput.config import ModelSettings
+from lilliput.data.text import Sequences, sorted_batches
 from lilliput.models.checkpoint import tensors_of
 from lilliput.models.encoder import EncoderSettings, TextEncoder
+from lilliput.models.vit import ViT
 from lilliput.text_config import DistillSettings
-from lilliput.train.distill import Distillation, hidden_states, outputs
+from lilliput.train.distill import TOKENS, Distillation, hidden_states, outputs, relative_error
+from lilliput.train.examples import Images
 from lilliput.train.loop import Place, Task, fit
 
 LAYER = {"num_heads": 2, "head_dim": 8, "mlp_dim": 32}
@@ -132,6 +136,39 @@ def test_outputs_come_in_the_order_of_the_texts() -> None:
     model, given = teacher(), texts(0, 30)
     alone = [model(*given.padded(np.array([index])))[0] for index in range(30)]
     torch.testing.assert_close(outputs(model, given), torch.stack(alone), atol=1e-5, rtol=1e-4)
+
+
+def test_an_image_model_learns_from_images(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32, "distillation": "head"}
+    original = ViT(ModelSettings.model_validate(sizes), (8, 12, 3), 5).eval()
+    with torch.no_grad():
+        for parameter in original.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    model = copy.deepcopy(original)
+    attach_quantizers(model, lambda name: "pot4" if name.endswith(".weight") else "int8")
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 8, 12, 3), np.uint8)
+    train, watched = (Images(part, len(original.positions)) for part in (pixels[:160], pixels[160:]))
+    goal = Distillation(original.requires_grad_(False), train, watched, seed=3)
+    given = torch.from_numpy(pixels[goal._epoch(0, 8)[2]]).permute(0, 3, 1, 2).float()
+    with hidden_states(model) as ours, hidden_states(original) as theirs:
+        found, target = model(given), original(given)
+    expected = (1 - F.cosine_similarity(found, target)).mean() + relative_error(found, target)
+    expected = expected + sum(relative_error(s, t) for s, t in zip(ours, theirs, strict=True)) / 3
+    torch.testing.assert_close(goal.loss(model, SETTINGS, Place(0, 2), torch.device("cpu")), expected)
+    before = goal.evaluate(model, SETTINGS)["validation_loss"]
+    settings = SETTINGS.model_copy(update={"checkpoint_seconds": 1e9, "epochs": 4})
+    assert fit(model, settings, Task(goal, tmp_path / "c"))[-1]["validation_loss"] < 0.8 * before
+
+
+def test_outputs_of_images_come_in_their_order() -> None:
+    model = ViT(ModelSettings(patch_size=2, embed_dim=16, depth=1, num_heads=2), (8, 12, 1), 5).eval()
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 8, 12, 1), np.uint8)
+    images = Images(pixels, len(model.positions))
+    assert len(sorted_batches(images.lengths, TOKENS)) == 3  # 25 tokens each
+    with torch.no_grad():
+        alone = [model(torch.from_numpy(image).permute(2, 0, 1)[None].float())[0] for image in pixels[::50]]
+    torch.testing.assert_close(outputs(model, images)[::50], torch.stack(alone), atol=1e-5, rtol=1e-4)
 
 
 def test_a_classifier_learns_its_logits(tmp_path: Path) -> None:

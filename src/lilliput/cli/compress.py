@@ -10,9 +10,16 @@ from lilliput.cli.app import app
 
 @app.command()
 def compress(
-    checkpoint: Annotated[Path, typer.Argument(metavar="PATH", help="A text encoder in a Hugging Face folder.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="PATH", help="A text encoder or image model in a Hugging Face folder.")
+    ],
     data: Annotated[
-        Path | None, typer.Option("--data", metavar="FILE", help="Texts: one a line, or a .csv or .jsonl.")
+        str | None,
+        typer.Option(
+            "--data",
+            metavar="DATA",
+            help="Texts: a file, one a line, or a .csv or .jsonl. Images: a folder, or the name of a data set.",
+        ),
     ] = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", metavar="RECIPE", help="A .toml recipe.")] = None,
     overrides: Annotated[
@@ -22,20 +29,19 @@ def compress(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the run's folder goes.")] = Path("runs"),
     quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the run's folder.")] = False,
 ) -> None:
-    """Quantize a text encoder to 4 bits on texts without labels, distil it, and measure the file against fp32.
+    """Quantize a model to 4 bits on texts or images without labels, distil it, and measure the file against fp32.
 
     The same command resumes an interrupted run and skips what is finished.
     """
+    from lilliput.compress_checkpoint import compress as run
+    from lilliput.compress_checkpoint import read_checkpoint
     from lilliput.config import load_recipe, parse_settings
-    from lilliput.text_config import CompressRecipe
 
+    read = read_checkpoint(checkpoint)
     if recipe is None:
-        settings = parse_settings({}, "of lil compress", overrides, CompressRecipe)
+        settings = parse_settings({}, "of lil compress", overrides, read.recipe_kind)
     else:
-        settings = load_recipe(recipe, overrides, CompressRecipe)
+        settings = load_recipe(recipe, overrides, read.recipe_kind)
     if data is not None:
-        settings = settings.model_copy(update={"data": settings.data.model_copy(update={"path": str(data)})})
-
-    from lilliput.compress_texts import compress as run
-
-    typer.echo(run(checkpoint, settings, out, quiet=quiet))
+        settings = settings.with_data(data)
+    typer.echo(run(read, settings, out, quiet=quiet))

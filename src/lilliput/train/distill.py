@@ -1,4 +1,4 @@
-"""Distillation of a text encoder from the one it was made from, on texts without labels (Hinton et al. 2015; hidden
+"""Distillation of a model from the one it was made from, on texts or images without labels (Hinton et al. 2015; hidden
 states as in Sun et al. 2020 and Jiao et al. 2020)."""
 
 from collections.abc import Iterator
@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lilliput.data.text import Indices, Sequences, shuffled_batches, sorted_batches
-from lilliput.models.encoder import TextEncoder
+from lilliput.data.text import Indices, shuffled_batches, sorted_batches
 from lilliput.text_config import DistillSettings
+from lilliput.train.examples import Examples, forward, tokens_of
 from lilliput.train.loop import Place, derive_seed
 
 TOKENS = 4096  # of a batch without gradients, padding included
@@ -30,10 +30,10 @@ class Distillation:
         teacher: in evaluation mode; it is not changed.
         train: what is learned from.
         validation: what is watched.
-        seed: of the order of the texts.
+        seed: of the order of the examples.
     """
 
-    def __init__(self, teacher: TextEncoder, train: Sequences, validation: Sequences, seed: int) -> None:
+    def __init__(self, teacher: nn.Module, train: Examples, validation: Examples, seed: int) -> None:
         self.teacher, self.train, self.validation, self.seed = teacher, train, validation, seed
         self.expected = outputs(teacher, validation)
         self._epoch = lru_cache(maxsize=1)(self._draw)
@@ -45,17 +45,19 @@ class Distillation:
         return max(1, len(self.train) // settings.batch_size)
 
     def loss(self, model: nn.Module, settings: DistillSettings, place: Place, device: torch.device) -> Tensor:
-        ids, mask = self.train.padded(self._epoch(place.epoch, settings.batch_size)[place.index])
-        ids, mask = ids.to(device), mask.to(device)
+        inputs, mask = self.train.padded(self._epoch(place.epoch, settings.batch_size)[place.index])
+        inputs, mask = inputs.to(device), None if mask is None else mask.to(device)
         self.teacher.to(device)
         model.eval()  # without dropout: it would be noise that the teacher's outputs do not have
         with torch.no_grad(), hidden_states(self.teacher) as expected:
-            target = self.teacher(ids, mask)
+            target = forward(self.teacher, inputs, mask)
         with hidden_states(model) as states:
-            output = model(ids, mask)
+            output = forward(model, inputs, mask)
         loss = (1.0 - F.cosine_similarity(output, target, dim=-1)).mean() + relative_error(output, target)
         if settings.hidden_weight:
-            errors = [relative_error(s[mask], t[mask]) for s, t in zip(states, expected, strict=True)]
+            errors = [
+                relative_error(tokens_of(s, mask), tokens_of(t, mask)) for s, t in zip(states, expected, strict=True)
+            ]
             loss = loss + settings.hidden_weight * torch.stack(errors).mean()
         return loss
 
@@ -74,7 +76,7 @@ def relative_error(x: Tensor, target: Tensor) -> Tensor:
 @contextmanager
 def hidden_states(model: nn.Module) -> Iterator[list[Tensor]]:
     """Within: what goes into the first block of `model` and what comes out of each that is run, of the last forward
-    pass. [B, T, D] each; `TextEncoder.hidden_states` without a second pass for the output."""
+    pass. [B, T, D] each."""
     blocks = model.get_submodule("blocks")
     states: list[Tensor] = []
 
@@ -90,13 +92,14 @@ def hidden_states(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 @torch.no_grad()
-def outputs(model: nn.Module, sequences: Sequences) -> Tensor:
-    """Outputs of all sequences in their order, [n, outputs], in evaluation mode, on the processor."""
+def outputs(model: nn.Module, examples: Examples) -> Tensor:
+    """Outputs of all examples in their order, [n, outputs], in evaluation mode, on the processor."""
     device = next(model.parameters()).device
     model.eval()
     rows: dict[int, Tensor] = {}
     with parametrize.cached():
-        for batch in sorted_batches(sequences.lengths, TOKENS):
-            ids, mask = sequences.padded(batch)
-            rows |= zip(batch.tolist(), model(ids.to(device), mask.to(device)).float().cpu(), strict=True)
-    return torch.stack([rows[index] for index in range(len(sequences))])
+        for batch in sorted_batches(examples.lengths, TOKENS):
+            inputs, mask = examples.padded(batch)
+            found = forward(model, inputs.to(device), None if mask is None else mask.to(device))
+            rows |= zip(batch.tolist(), found.float().cpu(), strict=True)
+    return torch.stack([rows[index] for index in range(len(examples))])

@@ -10,15 +10,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lilliput import artifact, compress_texts
+from lilliput import artifact
 from lilliput.cli import main
-from lilliput.config import ModelSettings, load_recipe, parse_settings
+from lilliput.compress_checkpoint import compress, read_checkpoint, run
+from lilliput.config import load_recipe, parse_settings
 from lilliput.data.text import Sequences, read_texts, split_texts
 from lilliput.errors import RecipeError, UserError
 from lilliput.models.checkpoint import load_text_model
 from lilliput.models.encoder import EncoderSettings, TextEncoder
 from lilliput.models.huggingface import load_pretrained, save_pretrained
-from lilliput.models.vit import ViT
 from lilliput.runtime.opening import open_text_model
 from lilliput.text_config import CompressRecipe, TextDataSettings
 from lilliput.train.distill import outputs
@@ -62,8 +62,11 @@ def texts_file(folder: Path) -> Path:
 
 
 def recipe(data: Path, **changes: Any) -> CompressRecipe:
-    tree = {**SMALL, **changes}
-    return parse_settings(tree | {"data": tree["data"] | {"path": str(data)}}, "test", None, CompressRecipe)
+    return parse_settings({**SMALL, **changes}, "test", None, CompressRecipe).with_data(str(data))
+
+
+def compressed(folder: Path, settings: CompressRecipe, out: Path) -> Path:
+    return compress(read_checkpoint(folder), settings, out, quiet=True)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(sentence: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compress_texts.compress(sentence, recipe(data), tmp_path_factory.mktemp("runs"), quiet=True)
+    return compressed(sentence, recipe(data), tmp_path_factory.mktemp("runs"))
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -126,24 +129,24 @@ def test_a_finished_run_is_not_done_again_and_changes_are(
     finished: Path, sentence: Path, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, done = (finished / "model.lil").read_bytes(), []
-    work = compress_texts.Run.work
+    work = run.Run.work
 
-    def note(run: compress_texts.Run, index: int, checkpoint: Path) -> dict[str, Any]:
-        done.append(run.stages[index])
-        return work(run, index, checkpoint)
+    def note(state: run.Run, index: int, checkpoint: Path) -> dict[str, Any]:
+        done.append(state.stages[index])
+        return work(state, index, checkpoint)
 
-    monkeypatch.setattr(compress_texts.Run, "work", note)
+    monkeypatch.setattr(run.Run, "work", note)
     moved = shutil.copy(data, finished.parent / "moved.txt")
-    assert compress_texts.compress(sentence, recipe(Path(moved)), finished.parent, quiet=True) == finished
+    assert compressed(sentence, recipe(Path(moved)), finished.parent) == finished
     assert done == []
     short = recipe(data, stages=["quantize", "export", "evaluate"])
-    compress_texts.compress(sentence, short, finished.parent / "short", quiet=True)
+    compressed(sentence, short, finished.parent / "short")
     assert done == ["quantize", "export", "evaluate"]
     assert (finished / "model.lil").read_bytes() == before
     done.clear()
     golden = recipe(data, export={"golden": 2})
     copied = shutil.copytree(finished, finished.parent / "copy" / "small")
-    compress_texts.compress(sentence, golden, copied.parent, quiet=True)
+    compressed(sentence, golden, copied.parent)
     assert done == ["export", "evaluate"]
 
 
@@ -155,20 +158,20 @@ def test_ctrl_c_in_any_stage_loses_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(compress_texts, where, interrupt)
+        patch.setattr(run, where, interrupt)
         with pytest.raises(KeyboardInterrupt):
-            compress_texts.compress(sentence, recipe(data), tmp_path, quiet=True)
+            compressed(sentence, recipe(data), tmp_path)
     assert not list(tmp_path.rglob(".*.part"))
-    again = compress_texts.compress(sentence, recipe(data), tmp_path, quiet=True)
+    again = compressed(sentence, recipe(data), tmp_path)
     assert (again / "model.lil").read_bytes() == (finished / "model.lil").read_bytes()
 
 
 def test_a_classifiers_predictions_are_compared(data: Path, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "classifier", CLASSIFIER)
     short = recipe(data, stages=["quantize", "export", "evaluate"], quantize={"words_format": "int8"})
-    run = compress_texts.compress(folder, short, tmp_path, quiet=True)
-    measured = results(run)
-    with open_text_model(run / "model.lil") as session:
+    finished = compressed(folder, short, tmp_path)
+    measured = results(finished)
+    with open_text_model(finished / "model.lil") as session:
         assert session.labels == ("good", "bad")
         held_out = split_texts(read_texts(data), short.data).test
         chosen = session.predict(held_out)[0]
@@ -232,15 +235,8 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_first(
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     with pytest.raises(UserError, match=message):
-        compress_texts.compress(folder, recipe(data), tmp_path / "runs", quiet=True)
+        compressed(folder, recipe(data), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
-
-
-def test_an_image_model_is_refused(data: Path, tmp_path: Path) -> None:
-    settings = ModelSettings(patch_size=4, embed_dim=16, depth=1, num_heads=2, mlp_dim=24)
-    save_pretrained(ViT(settings, (8, 8, 3), 5), tmp_path / "vit")
-    with pytest.raises(UserError, match=r"^model in .*vit: is an image model; lil compress takes text encoders$"):
-        compress_texts.compress(tmp_path / "vit", recipe(data), tmp_path / "runs", quiet=True)
 
 
 def test_other_mistakes_are_one_line_before_anything_is_done(
@@ -286,7 +282,7 @@ def test_impossible_orders_are_refused(stages: list[str], message: str) -> None:
 
 
 def test_the_projects_recipe_is_valid() -> None:
-    path = Path(__file__).parent.parent / "recipes" / "minilm-pot4.toml"
+    path = Path(__file__).parent.parent.parent / "recipes" / "minilm-pot4.toml"
     loaded = load_recipe(path, ["distill.texts=100", "quantize.formats={'blocks.0.attn' = 'int8'}"], CompressRecipe)
     assert (loaded.name, loaded.quantize.weight_format, loaded.distill.texts) == ("minilm-pot4", "pot4", 100)
     assert loaded.quantize.formats == {"blocks.0.attn": "int8"}
