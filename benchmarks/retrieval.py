@@ -77,7 +77,9 @@ def tokenize(program: Program, checkpoint: Path | None, texts: list[str], max_to
     if settings is not None:
         tokenizer = Tokenizer(settings, program.vocabulary.tokens, program.vocabulary.merges)
     elif checkpoint is not None:
-        tokenizer = Tokenizer(*read_tokenizer(checkpoint))
+        from lilliput.models.huggingface.sentence import read_sentence_settings  # torch: a file alone does without
+
+        tokenizer = Tokenizer(*read_tokenizer(read_sentence_settings(checkpoint)[0]))
     else:
         raise UserError("the file has no tokenizer; --checkpoint must name a folder that has one")
     ids, lengths = tokenizer.encode_batch(texts, min(max_tokens, program.max_tokens))

@@ -1,6 +1,7 @@
 """benchmarks/retrieval.py: figures of the file and of the fp32 model it came from, on a few pairs."""
 
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -145,6 +146,18 @@ def test_a_tokenizer_may_come_from_the_folder(
     inside = retrieval.tokenize(artifact.read(model), None, texts, 64)
     beside = retrieval.tokenize(artifact.read(text_model), folder, texts, 64)
     assert [ids.tolist() for ids in inside] == [ids.tolist() for ids in beside] == [[2, 6, 7, 8, 3], [2, 9, 3]]
+
+
+def test_the_folders_tokenizer_is_where_its_transformer_is(
+    retrieval: ModuleType, text_model: Path, folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(folder, tmp_path / "0_Transformer")
+    modules = [{"type": "a.Transformer", "path": "0_Transformer"}, {"type": "a.Pooling", "path": "1_Pooling"}]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    (found,) = retrieval.tokenize(artifact.read(text_model), tmp_path, ["w4"], 64)
+    assert found.tolist() == [2, 9, 3]
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ def test_a_batch_of_mixed_lengths(text_model: Path, capsys: pytest.CaptureFixtur
     [
         (("--tokens", "x"), "--tokens: 'x'"),
         (("--tokens", "25"), "takes at most 24"),
+        (("--batch", 2, "--tokens", 4), "--tokens: texts of a batch have mixed lengths"),
         (("--batch", 2, "--profile"), "--profile is of one text"),
         (("--tokens", 4, "--data", "digits"), "--data: "),
         (("--tokens", 4, "--checkpoint", "/nowhere"), "--checkpoint /nowhere: has no config.json"),

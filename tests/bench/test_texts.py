@@ -82,15 +82,19 @@ def test_beside_a_peer_with_the_same_weights(text_model: Path) -> None:
 
 
 def test_a_batch_is_of_mixed_lengths(text_model: Path) -> None:
-    results = measure(text_model, batch=6)
+    results = measure(text_model, batch=20)
     (run,) = results["lengths"]
-    sequences = mixed_sequences(artifact.read(text_model), 24, texts.RUN_SEED)
-    assert run["tokens"] is None and run["batch"] == 6
-    assert run["texts_compared"] == 24
+    sequences = mixed_sequences(artifact.read(text_model), 80, texts.RUN_SEED)
+    with open_text_model(text_model) as session:
+        for start in range(0, 80, 20):
+            session.run(sequences[start : start + 20])
+        assert run["arena_bytes"] == len(session._arena) > session.sequence_arena_bytes(256 // 2)
+    assert run["tokens"] is None and run["batch"] == 20
+    assert run["texts_compared"] == 80
     assert run["mean_tokens"] == np.mean([len(ids) for ids in sequences])
     assert run["most_tokens"] == max(len(ids) for ids in sequences)
-    assert run["texts_per_second"] == pytest.approx(6e6 / run["latency_us"])
-    assert "6, mixed" in printed(results)
+    assert run["texts_per_second"] == pytest.approx(20e6 / run["latency_us"])
+    assert "20, mixed" in printed(results)
 
 
 def test_a_checkpoint_of_another_model_is_named(text_model: Path, tmp_path: Path) -> None:
@@ -106,7 +110,8 @@ def test_a_checkpoint_of_another_model_is_named(text_model: Path, tmp_path: Path
     ("settings", "text"),
     [
         ({"tokens": (8, 25)}, "--tokens: 25; .* takes at most 24"),
-        ({"batch": 4, "profile": True}, "--profile is of one text"),
+        ({"batch": 4}, "--tokens: texts of a batch have mixed lengths; leave --tokens or --batch out"),
+        ({"batch": 4, "profile": True, "tokens": None}, "--profile is of one text"),
         ({"checkpoint": Path("/nowhere")}, "--checkpoint /nowhere: has no config.json"),
     ],
 )

@@ -203,8 +203,13 @@ def metadata() -> list[Case]:
         text("unpaired-surrogate", good.replace(b"@", b"\\ud800"), not_json),
         text("list", b"[]", "section metadata: must be one JSON object"),
         text("null", b"null", "section metadata: must be one JSON object"),
-        tree("no-task", lambda t: t.pop("task"), "metadata: task is None; must be a string"),
-        tree("task-number", lambda t: t.update(task=1), "metadata: task is 1; must be a string"),
+        tree("no-task", lambda t: t.pop("task"), "metadata: task is None; must be image-classification"),
+        tree("task-list", lambda t: t.update(task=[1]), r"metadata: task is \[1\]; must be image-classification"),
+        tree(
+            "task-of-texts",
+            lambda t: t.update(task="text-embedding", labels=[]),
+            "metadata: task is 'text-embedding'; must be image-classification",
+        ),
         tree("no-labels", lambda t: t.pop("labels"), "metadata: labels must be a list of strings"),
         tree("labels-numbers", lambda t: t.update(labels=[1, 2, 3]), "metadata: labels must be a list of strings"),
         tree(

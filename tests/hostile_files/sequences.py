@@ -203,6 +203,11 @@ def sequence_golden() -> list[Case]:
         payload("count-all-ones", nothing, bytes_wrong + "4294967295 lengths take", count=2**32 - 1),
         payload("lengths-cut", lambda golden: golden.__delitem__(slice(8, None)), bytes_wrong + "3 lengths take 12"),
         tree("no-tokenizer", lambda t: t.pop("tokenizer"), r"metadata: tokenizer is \(\); must be an object or null"),
+        tree(
+            "task-of-images",
+            lambda t: t.update(task="image-classification"),
+            "metadata: task is 'image-classification'; must be text-embedding or text-classification",
+        ),
         tree("tokenizer-text", lambda t: t.update(tokenizer="bert"), "metadata: tokenizer is bert; must be an object"),
         tree(
             "labels-of-an-embedding",

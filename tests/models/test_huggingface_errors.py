@@ -146,6 +146,28 @@ def test_labels_that_do_not_fit_the_classifier(tmp_path: Path, labels: dict[str,
     refused(tmp_path, message)
 
 
+@pytest.mark.parametrize("problem_type", ["regression", "multi_label_classification"])
+def test_outputs_that_are_not_of_one_class_among_several(tmp_path: Path, problem_type: str) -> None:
+    config = saved(tmp_path, **CLASSIFIER) / "config.json"
+    edit(config, problem_type="single_label_classification")
+    load_pretrained(tmp_path)
+    edit(config, problem_type=problem_type)
+    refused(
+        tmp_path, rf"config\.json: problem_type is '{problem_type}'; one that works: 'single_label_classification'$"
+    )
+    edit(saved(tmp_path / "vectors", pooling="mean") / "config.json", problem_type=problem_type)
+    load_pretrained(tmp_path / "vectors")  # without a classifier it says nothing
+
+
+def test_a_classifier_of_one_label(tmp_path: Path) -> None:
+    message = r"config\.json: num_labels is 1; must be at least 2 \(classes: a regression does not work\)$"
+    saved(tmp_path / "text", **CLASSIFIER | {"head": {"labels": ("LABEL_0",), "hidden_dim": 8}})
+    refused(tmp_path / "text", message)
+    save_pretrained(image_model(), tmp_path / "image")
+    damage("classifier.weight", torch.zeros(1, 8))(tmp_path / "image")
+    refused(tmp_path / "image", message)
+
+
 def damage(name: str, value: torch.Tensor | None) -> Callable[[Path], None]:
     def change(folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
@@ -164,6 +186,14 @@ NORM = "encoder.layer.1.output.LayerNorm.bias"
         (damage(NORM, None), f"missing in its weights: {NORM}$"),
         (damage("encoder.layer.2.more", torch.zeros(1)), "not expected in its weights: encoder.layer.2.more$"),
         (damage("classifier.weight", torch.zeros(2, 8)), "not expected in its weights: classifier.weight$"),
+        (
+            damage(f"bert.{NORM}", torch.zeros(8)),
+            f"several tensors for one place in its weights: (bert.{NORM}, {NORM}|{NORM}, bert.{NORM})$",
+        ),
+        (
+            damage(NORM.replace(".bias", ".beta"), torch.zeros(8)),
+            r"several tensors for one place in its weights: .*LayerNorm\.be?",
+        ),
         (damage(NORM, torch.zeros(9)), rf"tensor {NORM} has shape \[9\], expected \[8\]"),
         (damage(NORM, torch.full((8,), float("nan"))), f"tensor {NORM} has NaN or infinite values"),
         (damage(NORM, torch.full((8,), float("inf"), dtype=torch.float16)), "has NaN or infinite values"),
@@ -187,7 +217,7 @@ def test_a_classifier_needs_its_pooler(tmp_path: Path) -> None:
     for broken, message in (
         (None, "missing in its weights: classifier.weight$"),
         (torch.tensor(1.0), r"tensor classifier\.weight has shape \[\], expected \[2, 8\]"),
-        (torch.zeros(0, 8), "config.json: the classifier has no rows$"),
+        (torch.zeros(0, 8), r"config\.json: num_labels is 0; must be at least 2 \(classes: a regression"),
     ):
         damage("classifier.weight", broken)(saved(tmp_path, **CLASSIFIER))
         refused(tmp_path, message)
@@ -261,11 +291,46 @@ def test_an_index_that_leads_nowhere(tmp_path: Path) -> None:
         ("1_Pooling/config.json", {}, r"pools by \[\]; those that work"),
         ("sentence_bert_config.json", {"max_seq_length": 6}, "max_tokens=6 is above num_positions=5"),
         ("sentence_bert_config.json", {"max_seq_length": "6"}, "max_tokens: Input should be a valid integer"),
+        (
+            "sentence_bert_config.json",
+            {"do_lower_case": True},
+            r"sentence_bert_config\.json: do_lower_case is true, which works only where the tokenizer itself makes",
+        ),
+        (
+            "config_sentence_transformers.json",
+            {"prompts": {"query": "query: "}, "default_prompt_name": "query"},
+            r"config_sentence_transformers\.json: default_prompt_name is 'query', which puts a prompt .* must be null$",
+        ),
+        (
+            "config_sentence_transformers.json",
+            {"default_prompt_name": "query"},
+            "default_prompt_name is 'query', which",
+        ),
     ],
 )
 def test_sentence_settings_that_we_do_not_have(tmp_path: Path, file: str, content: Any, message: str) -> None:
     (saved(tmp_path, pooling="mean") / file).write_text(json.dumps(content))
     refused(tmp_path, message)
+
+
+def test_texts_that_are_not_changed_before_the_tokenizer(tmp_path: Path) -> None:
+    """No default prompt, an empty one, and lower case where the tokenizer sees to it anyway."""
+    saved(tmp_path, pooling="mean")
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\n")
+    tokenizer, sentence = tmp_path / "tokenizer_config.json", tmp_path / "sentence_bert_config.json"
+    tokenizer.write_text(json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True}))
+    sentence.write_text(json.dumps({"max_seq_length": 4, "do_lower_case": True}))
+    prompts: list[dict[str, Any]] = [
+        {"prompts": {"query": "query: "}, "default_prompt_name": None},
+        {"prompts": {"query": ""}, "default_prompt_name": "query"},
+    ]
+    for config in prompts:
+        (tmp_path / "config_sentence_transformers.json").write_text(json.dumps(config))
+        load_pretrained(tmp_path)
+    edit(tokenizer, do_lower_case=False)
+    refused(tmp_path, "do_lower_case is true")
+    edit(sentence, do_lower_case=False)
+    load_pretrained(tmp_path)
 
 
 def test_the_newer_spelling_of_pooling_and_a_folder_of_its_own(tmp_path: Path) -> None:

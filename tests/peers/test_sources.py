@@ -1,5 +1,6 @@
 """A Hugging Face folder as the peers run it gives what our own reading of the folder gives."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def test_folder(name: str, explicit: bool, tmp_path: Path) -> None:
     with torch.no_grad():
         torch.testing.assert_close(module(*alone), model(*alone), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(module(*together), model(together[0], together[1].bool()), rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_that_names_no_architecture(tmp_path: Path) -> None:
+    """Is one of the model alone, as when it is loaded."""
+    model = TextEncoder(KINDS["mean"]).eval()
+    save_pretrained(model, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["architectures"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    job = job_of(tmp_path, tmp_path, 1)
+    example = example_of(job, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(module_of(job)(*example), model(*example), rtol=1e-4, atol=1e-5)
 
 
 def test_without_a_folder_it_is_the_program(tmp_path: Path, text_program: Callable[[str], Program]) -> None:

@@ -1,10 +1,12 @@
 """Running whole programs."""
 
+from types import ModuleType
+
 import numpy as np
 import pytest
 
 from lilliput.errors import InputError
-from lilliput.program import reference
+from lilliput.program import reference, validation
 from lilliput.program.ops import OPS
 from lilliput.program.program import Program
 
@@ -58,3 +60,23 @@ def test_no_examples_give_no_outputs(good_program: Program) -> None:
 def test_other_inputs_are_refused(good_program: Program, x: np.ndarray, message: str) -> None:
     with pytest.raises(InputError, match=message):
         reference.run(good_program, x)
+
+
+def test_the_ids_that_a_program_knows_are_counted_once(
+    text_models: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not for each golden example or input: a file may have very many, and very many ops."""
+    text_program: Program = text_models.text_program()
+    counted: list[Program] = []
+    count = validation.num_token_ids
+
+    def counting(program: Program) -> int:
+        counted.append(program)
+        return count(program)
+
+    monkeypatch.setattr(validation, "num_token_ids", counting)
+    monkeypatch.setattr(reference, "num_token_ids", counting)
+    text_program.validate()
+    assert len(counted) == 1 < len(text_program.golden_inputs)
+    reference.run(text_program, text_program.golden_inputs)
+    assert len(counted) == 2

@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lilliput import artifact
+from lilliput.errors import InputError
 from lilliput.program import mathfn, reference
 from lilliput.program.builder import ProgramBuilder
 from lilliput.program.formats import WEIGHT_FORMATS, round_bf16
@@ -165,3 +166,22 @@ def test_activations_everywhere(activation: str) -> None:
     wanted = one_nan(getattr(mathfn, activation)(grid)[None])
     for isa in isas():
         assert np.array_equal(run_c(program, [np.zeros(1, np.uint32)], [1], isa), wanted), isa
+
+
+@pytest.mark.parametrize("method", ["run_sequences", "profile_sequences"])
+def test_outputs_of_another_shape_are_refused(method: str) -> None:
+    """None is written: neither too many columns nor too many rows."""
+    layers = Layers(8)
+    model = Model(artifact.to_bytes(layers.finish(layers.start)))
+    ids, lengths = np.full(5, 12, np.uint32), np.array([2, 3], np.uint32)
+    memory = np.zeros(model.sequence_arena_bytes(5) + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    arena = memory[start : start + model.sequence_arena_bytes(5)]
+    more = np.array([2], np.uint32) if method == "run_sequences" else np.empty((1, model.num_ops), np.int64)
+    floats = np.full(64, 7, np.float32)  # larger than any output
+    for rows, cols in ((2, 15), (2, 17), (1, 16), (3, 16)):
+        outputs = floats[: rows * cols].reshape(rows, cols)
+        given = (arena, ids, lengths, *((more, outputs) if method == "run_sequences" else (outputs, more)))
+        with pytest.raises(InputError, match="the output has not the size that the model gives"):
+            getattr(model, method)(*given)
+        assert (floats == 7).all()

@@ -235,6 +235,7 @@ def test_the_arena_grows_with_what_comes(path: Path) -> None:
         session.run([[1]] * 300)  # in two packs
         sizes.append(len(session._arena))
         each = [session.sequence_arena_bytes(count) for count in (1, 17, 150)]
+        assert [session.pack_tokens(lengths) for lengths in ([17], [1] * 300, [24] * 20 + [1])] == [17, 150, 241]
     assert sizes == [0, 2 * each[0], 2 * each[0], 2 * each[1], 2 * each[1], 2 * each[2]]
 
 
@@ -258,6 +259,23 @@ def test_threads_share_a_session_or_have_their_own(path: Path) -> None:
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(work, range(8)))
         assert same(shared.run(batch), wanted)
+
+
+@pytest.mark.parametrize("method", ["run", "profile"])
+def test_ids_are_the_sessions_own(path: Path, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """The core checks them and reads them again, without the GIL: what another thread writes then must not be seen."""
+    ids = np.array([2, 4, 3], np.uint32)
+    with open_text_model(path) as session:
+        wanted, grow = session.run(ids), session._grow
+
+        def changing(*arguments: Any) -> None:
+            ids[:] = 10**6
+            grow(*arguments)
+
+        monkeypatch.setattr(session, "_grow", changing)
+        result = getattr(session, method)(ids)
+        assert ids.tolist() == [10**6] * 3
+        assert method == "profile" or same(result, wanted)
 
 
 def test_closing(path: Path, tmp_path: Path) -> None:
@@ -359,10 +377,15 @@ def test_the_other_task_is_refused(path: Path, classifier: Path) -> None:
         open_image_model(path)
 
 
-@pytest.mark.parametrize("num_tokens", [0, -1, 1.5, "1", True, None])
+@pytest.mark.parametrize("num_tokens", [0, -1, 2**24 + 1, 2**70, 1.5, "1", True, None])
 def test_a_wrong_number_of_tokens(path: Path, num_tokens: Any) -> None:
     with open_text_model(path) as session, pytest.raises(InputError, match=re.escape(f"num_tokens: {num_tokens!r}; ")):
         session.sequence_arena_bytes(num_tokens)
+
+
+def test_the_largest_number_of_tokens(path: Path, program: Program) -> None:
+    with open_text_model(path) as session:
+        assert session.sequence_arena_bytes(2**24) == 2**24 * program.arena_bytes
 
 
 def test_a_file_without_a_tokenizer(text_models: ModuleType, tmp_path: Path) -> None:
@@ -388,10 +411,12 @@ def broken(text_models: ModuleType, name: str) -> Program:
         settings["kind"] = "unigram"
     elif name == "id":
         settings["unk"] = 14
-    else:
-        words[7] = words[6]  # twice the same
+    elif name == "twice":
+        words[7] = words[6]
     tokenizer = (settings, Vocabulary(tuple(words)))
     built: Program = text_models.text_program(max_tokens=max_tokens, tokenizer=tokenizer, golden=[])
+    if name == "no-vectors":
+        built = replace(built, vocabulary=Vocabulary((*built.vocabulary.tokens, b"more")))
     return built
 
 
@@ -404,6 +429,7 @@ def broken(text_models: ModuleType, name: str) -> Program:
         ("kind", "tokenizer: settings: kind: 'unigram'; allowed: 'wordpiece', 'byte_level_bpe'"),
         ("id", "tokenizer: "),
         ("twice", "tokenizer: "),
+        ("no-vectors", "tokenizer: has 15 tokens; the model has vectors for 14"),
     ],
 )
 def test_a_tokenizer_that_is_not_valid(text_models: ModuleType, tmp_path: Path, name: str, message: str) -> None:

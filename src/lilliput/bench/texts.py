@@ -69,7 +69,8 @@ def measure(session: TextSession, plan: Plan, progress: Progress = lambda done, 
         `most_tokens`), `arena_bytes` of one thread, and `profile` where it was asked for.
 
     Raises:
-        UserError: a length that the model does not take, a profile of a batch, or no checkpoint where one was named.
+        UserError: a length that the model does not take, lengths or a profile of a batch, or no checkpoint where one
+            was named.
         FailureError: Lilliput's own engine failed.
     """
     tokens = plan.tokens or default_tokens(session.max_tokens)
@@ -92,6 +93,8 @@ def default_tokens(max_tokens: int) -> tuple[int, ...]:
 def _check(session: TextSession, plan: Plan, tokens: tuple[int, ...]) -> None:
     if plan.batch == 1 and max(tokens) > session.max_tokens:
         raise UserError(f"--tokens: {max(tokens)}; {session.name} takes at most {session.max_tokens}")
+    if plan.batch > 1 and plan.tokens is not None:
+        raise UserError("--tokens: texts of a batch have mixed lengths; leave --tokens or --batch out")
     if plan.batch > 1 and plan.profile:
         raise UserError("--profile is of one text: choose its length with --tokens, and leave --batch out")
     if plan.checkpoint is not None and not any(
@@ -122,11 +125,12 @@ def _measure_one(
         checkpoint=plan.checkpoint,
     )
     lengths = [len(ids) for ids in inputs]
+    calls = [lengths[start : start + plan.batch] for start in range(0, len(lengths), plan.batch)]
     about = {
         "tokens": tokens,
         "mean_tokens": float(np.mean(lengths)),
         "most_tokens": max(lengths),
-        "arena_bytes": session.sequence_arena_bytes(max(lengths)),
+        "arena_bytes": session.sequence_arena_bytes(max(session.pack_tokens(call) for call in calls)),
     }
     result = about | turns.measure(run, progress)
     if plan.profile:

@@ -27,9 +27,8 @@ class Sentences(nn.Module):
         super().__init__()
         root, pooling = read_sentence_settings(folder)
         self.pooling, self.normalize = pooling.get("pooling"), pooling.get("normalize", False)
-        self.classifies = any(
-            "SequenceClassification" in name for name in read_object(root / "config.json")["architectures"]
-        )
+        architectures = read_object(root / "config.json").get("architectures") or []
+        self.classifies = any("SequenceClassification" in name for name in architectures)
         kind = transformers.AutoModelForSequenceClassification if self.classifies else transformers.AutoModel
         self.model: Any = kind.from_pretrained(root, attn_implementation="eager" if explicit_attention else "sdpa")
 

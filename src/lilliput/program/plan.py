@@ -7,7 +7,8 @@ from typing import NamedTuple, Protocol
 from lilliput.program.formats import round_up
 
 ALIGNMENT = 64
-TOKEN_ALIGNMENT = 4  # of bytes a token: the arena holds a multiple of 16 tokens
+TOKEN_ALIGNMENT = 4  # of bytes a token
+TOKENS_STEP = 16  # the arena holds a multiple of so many tokens
 
 
 class Lifetime(NamedTuple):

@@ -11,7 +11,7 @@ from lilliput.program.op_functions import Array, Attributes
 from lilliput.program.ops import OPS
 from lilliput.program.plan import lifetimes
 from lilliput.program.program import Examples, Program
-from lilliput.program.validation import check_token_ids
+from lilliput.program.validation import check_token_ids, num_token_ids
 
 CHUNK_BYTES = 2**25  # of activations at a time, so that memory stays small and cached
 
@@ -45,9 +45,10 @@ def _batches(program: Program, inputs: Examples) -> list[tuple[NDArray[np.intp],
             allowed = f"uint8 with shape (n, {source.rows}, {source.cols})"
             raise InputError(f"input is {images.dtype} with shape {images.shape}; must be {allowed}")
         return [(np.arange(len(images)), images)]
+    known = num_token_ids(program)
     for number, ids in enumerate(inputs):
         try:
-            check_token_ids(program, ids)
+            check_token_ids(ids, program.max_tokens, known)
         except ArtifactError as error:
             raise InputError(f"input {number}: {error}") from None
     lengths = np.array([len(ids) for ids in inputs], np.intp)

@@ -26,13 +26,16 @@ from lilliput.program.ops import (
     Shape,
     check_attributes,
     check_program_kind,
+    has_scales,
 )
-from lilliput.program.plan import ALIGNMENT, TOKEN_ALIGNMENT, lifetimes
+from lilliput.program.plan import ALIGNMENT, TOKEN_ALIGNMENT, TOKENS_STEP, lifetimes
 
 if TYPE_CHECKING:
     from lilliput.program.program import Buffer, Op, Program, Tensor
 
 ROLES = ("weight", "bias", "norm", "embedding", "scale", "constant")
+IMAGE_TASKS = ("image-classification",)
+SEQUENCE_TASKS = ("text-embedding", "text-classification")
 MAX_SIDE = 2**24
 MAX_BYTES = 2**31 - 1
 MAX_RECORDS = 65535
@@ -185,13 +188,15 @@ def _check_op(program: "Program", op: "Op", spec: OpSpec) -> None:
             _require(0 <= index < count, f"{what}: index {index} is out of range; there are {count}")
     for indices, slots in ((op.inputs, spec.inputs), (op.outputs, spec.outputs)):
         for index, slot in zip(indices, slots, strict=True):
+            if slot.or_first and index == indices[0]:
+                continue
             dtype = program.buffers[index].dtype
             _require(dtype == slot.dtype, f"{slot.name} (buffer {index}) is {dtype}; must be {slot.dtype}")
     _check_op_tensors(program, op, spec)
     inputs = tuple(Shape(program.buffers[index].rows, program.buffers[index].cols) for index in op.inputs)
     tensors = tuple(Shape(program.tensors[index].rows, program.tensors[index].cols) for index in op.tensors)
     check_program_kind(spec, inputs, program.max_tokens)
-    shapes = spec.shapes(Operands(inputs, tensors, op.attributes, program.max_tokens))
+    shapes = spec.shapes(Operands(inputs, tensors, op.attributes, program.max_tokens, has_scales(spec, op.inputs)))
     for index, slot, shape in zip(op.outputs, spec.outputs, shapes, strict=True):
         is_shape = Shape(program.buffers[index].rows, program.buffers[index].cols)
         _require(is_shape == shape, f"{slot.name} (buffer {index}) is {is_shape}; must be {shape}")
@@ -246,7 +251,7 @@ def _check_arena(program: "Program") -> None:
                 del taken[bisect_left(taken, _extent(program, buffer))]
     if not program.max_tokens:
         arena = round_up(arena, ALIGNMENT)
-    longest = round_up(program.max_tokens, 16) if program.max_tokens else 1
+    longest = round_up(program.max_tokens, TOKENS_STEP) if program.max_tokens else 1
     needed = program.arena_bytes * longest
     _require(needed <= MAX_BYTES, f"arena bytes is {needed}; must be at most {MAX_BYTES}")
     _require(program.arena_bytes == arena, f"arena bytes is {program.arena_bytes}; the buffers need {arena}")
@@ -293,13 +298,14 @@ def check_metadata(metadata: Any, source: "Buffer", result: "Buffer") -> None:
     """The fields for people. `source` and `result` are the input and the output buffer."""
     for name in ("tensors", "buffers"):
         _require(name not in metadata, f"metadata: {name} is kept by the records; leave it out")
-    _require(isinstance(metadata.get("task"), str), f"metadata: task is {metadata.get('task')!r}; must be a string")
+    task, tasks = metadata.get("task"), SEQUENCE_TASKS if source.dtype == "u32" else IMAGE_TASKS
+    _require(task in tasks, f"metadata: task is {repr(task)[:80]}; must be {' or '.join(tasks)}")
     labels = metadata.get("labels")
     _require(
         isinstance(labels, list) and all(isinstance(label, str) for label in labels),
         "metadata: labels must be a list of strings",
     )
-    wanted = 0 if metadata["task"] == "text-embedding" else result.cols
+    wanted = 0 if task == "text-embedding" else result.cols
     _require(len(labels) == wanted, f"metadata: {len(labels)} labels; must be {wanted}, as the task and the output say")
     if source.dtype == "u32":
         tokenizer = metadata.get("tokenizer", ())
@@ -347,9 +353,10 @@ def _check_golden_images(program: "Program") -> None:
 
 
 def _check_golden_sequences(program: "Program") -> None:
+    known = num_token_ids(program)
     for number, ids in enumerate(program.golden_inputs):
         try:
-            check_token_ids(program, ids)
+            check_token_ids(ids, program.max_tokens, known)
         except ArtifactError as error:
             raise ArtifactError(f"golden input {number}: {error}") from None
     shape = (len(program.golden_inputs), 1, program.buffers[program.output].cols)
@@ -362,15 +369,14 @@ def num_token_ids(program: "Program") -> int:
     return min(rows, default=2**32)
 
 
-def check_token_ids(program: "Program", ids: Any) -> None:
-    """One sequence of a sequence program: uint32 [1 to max_tokens], each a known id.
+def check_token_ids(ids: Any, max_tokens: int, known: int) -> None:
+    """One sequence of a sequence program: uint32 [1 to max_tokens], each below `known` (`num_token_ids`).
 
     Raises:
         ArtifactError: naming what is wrong and what is allowed.
     """
-    allowed = f"must be uint32 with shape (1 to {program.max_tokens},)"
+    allowed = f"must be uint32 with shape (1 to {max_tokens},)"
     is_array = isinstance(ids, np.ndarray) and ids.dtype == np.uint32 and ids.ndim == 1
     _require(is_array, f"is {getattr(ids, 'dtype', type(ids))} with shape {getattr(ids, 'shape', None)}; {allowed}")
-    _require(1 <= len(ids) <= program.max_tokens, f"has {len(ids)} tokens; {allowed}")
-    known = num_token_ids(program)
+    _require(1 <= len(ids) <= max_tokens, f"has {len(ids)} tokens; {allowed}")
     _require(int(ids.max()) < known, f"has token id {ids.max()}; must be below {known}")

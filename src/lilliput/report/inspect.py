@@ -10,7 +10,7 @@ from lilliput.artifact.reader import verified_sections
 from lilliput.errors import InputError
 from lilliput.program import cost
 from lilliput.program.formats import round_up
-from lilliput.program.plan import ALIGNMENT, TOKEN_ALIGNMENT, lifetimes
+from lilliput.program.plan import ALIGNMENT, TOKEN_ALIGNMENT, TOKENS_STEP, lifetimes
 from lilliput.program.program import Program, Tensor
 
 # What the bytes of a file hold. Every byte belongs to exactly one of these.
@@ -24,9 +24,6 @@ CATEGORIES: dict[str, str] = {
     "tables": "header and tables",
     "padding": "alignment",
 }
-
-
-TOKENS_STEP = 16  # the arena is planned for a multiple of these (docs/format.md, P16)
 
 
 def inspect_file(path: str | Path, num_tokens: int = 0) -> dict[str, Any]:

@@ -220,14 +220,14 @@ class Model {
 
     void profile_sequences(Bytes arena, Words tokens, Words lengths, Outputs outputs, Times times,
                            Threads *threads) const {
-        if (times.shape(1) != model_.num_ops || outputs.shape(0) != lengths.shape(0)) {
-            raise("InputError", "one time an op and one output a sequence are needed");
+        check_sequences(tokens, lengths, outputs);
+        if (times.shape(1) != model_.num_ops) {
+            raise("InputError", "one time an op is needed");
         }
         const lil_team team = {threads == nullptr ? 1 : threads->size(), run_on, threads, MIN_ELEMENTS};
         Stopwatch watch{};
         const lil_context context = {arena.data(), arena.size(), threads == nullptr ? nullptr : &team,
                                      Stopwatch::after_op, &watch};
-        check_tokens(tokens, lengths);
         const Pack pack = {tokens.data(), lengths.data(), lengths.shape(0), outputs.data()};
         lil_status status = LIL_OK;
         {
@@ -284,8 +284,8 @@ class Model {
         }
     }
 
-    // As many tokens as the lengths add up to.
-    static void check_tokens(const Words &tokens, const Words &lengths) {
+    // As many tokens as the lengths add up to, and an output a sequence.
+    void check_sequences(const Words &tokens, const Words &lengths, const Outputs &outputs) const {
         uint64_t sum = 0; // of at most 2^32 numbers below 2^32
         for (size_t i = 0; i < lengths.shape(0); i++) {
             sum += lengths.data()[i];
@@ -293,15 +293,15 @@ class Model {
         if (sum != tokens.shape(0)) {
             raise("InputError", "as many tokens as the lengths add up to are needed");
         }
+        if (outputs.shape(0) != lengths.shape(0) || outputs.shape(1) != model_.output_cols) {
+            accept(LIL_OUTPUT_SIZE);
+        }
     }
 
     // The packs, `counts` sequences each, and the tokens of the largest.
     std::vector<Pack> divide(const Words &tokens, const Words &lengths, const Words &counts, Outputs &outputs,
                              size_t *most) const {
-        check_tokens(tokens, lengths);
-        if (outputs.shape(0) != lengths.shape(0) || outputs.shape(1) != model_.output_cols) {
-            accept(LIL_OUTPUT_SIZE);
-        }
+        check_sequences(tokens, lengths, outputs);
         std::vector<Pack> packs;
         size_t sequence = 0, token = 0;
         for (size_t i = 0; i < counts.shape(0); i++) {
@@ -383,6 +383,7 @@ NB_MODULE(_lil, m) {
             [](const Model &self, size_t num_tokens) { return lil_sequence_arena_bytes(&self.get(), 1, num_tokens); },
             "num_tokens"_a, "Work memory of one thread for so many tokens together.")
         .def_prop_ro("max_tokens", [](const Model &self) { return self.get().max_tokens; })
+        .def_prop_ro("num_token_ids", [](const Model &self) { return self.get().num_token_ids; })
         .def_prop_ro("vocabulary_tokens", [](const Model &self) { return self.get().vocabulary_tokens; })
         .def_prop_ro("vocabulary_offset", [](const Model &self) { return self.get().vocabulary - self.get().file; },
                      "Where the vocabulary's section begins in the file.")

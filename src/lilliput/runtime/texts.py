@@ -1,6 +1,6 @@
 """`TextSession`: a model of texts, with its tokenizer, from strings or token ids."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lilliput.text import Tokenizer
 
 PACK_TOKENS = 256  # that short texts are run together up to, about: activations stay in the second-level cache
+MAX_RUN_TOKENS = 2**24  # that can be run together (lil.h)
 CHUNK = 8  # packs a thread and call into C, so that Ctrl-C is heard soon
 
 Ids = NDArray[np.uint32]
@@ -41,6 +42,9 @@ class TextSession(Session):
             raise ArtifactError(f"{self._name}: metadata: tokenizer is {said}; the vocabulary has {count} tokens")
         if settings is None:
             return None
+        if count > model.num_token_ids:
+            what = f"has {count} tokens; the model has vectors for {model.num_token_ids}"
+            raise ArtifactError(f"{self._name}: tokenizer: {what}")
         from lilliput.text import Tokenizer  # image models do without
 
         begin = model.vocabulary_offset
@@ -76,12 +80,18 @@ class TextSession(Session):
         """Work memory of one thread, in bytes, for so many tokens that are run together.
 
         Raises:
-            InputError: no positive integer, or the session is closed.
+            InputError: no integer of 1 to 2^24, or the session is closed.
         """
-        if type(num_tokens) is not int or num_tokens < 1:
-            raise InputError(f"num_tokens: {num_tokens!r}; must be an integer of at least 1")
+        if type(num_tokens) is not int or not 1 <= num_tokens <= MAX_RUN_TOKENS:
+            raise InputError(f"num_tokens: {num_tokens!r}; must be an integer of 1 to {MAX_RUN_TOKENS}")
         with self._lock:
             return self._opened().sequence_arena_bytes(num_tokens)
+
+    def pack_tokens(self, lengths: Sequence[int]) -> int:
+        """How many tokens `run` has together at most when it is given sequences of these lengths, one or more: the
+        work memory that it takes for each thread is that for so many."""
+        array = np.array(lengths, np.uint32)
+        return _most_tokens(array, self._packs(array))
 
     def tokenize(self, texts: str | Iterable[str]) -> list[Ids]:
         """The token ids of each text, uint32 [tokens], special tokens included, cut to `max_tokens`. One text is a list
@@ -174,7 +184,7 @@ class TextSession(Session):
                 last = first + int(counts.sum())
                 part = lengths[first:last]
                 ids = tokens[at : at + int(part.sum())]
-                self._grow(model, int(np.add.reduceat(part, np.cumsum(counts, dtype=np.intp) - counts).max()))
+                self._grow(model, _most_tokens(part, counts))
                 with self._naming(ids):
                     model.run_sequences(self._arena, ids, part, counts, outputs[first:last], self._threads)
                 first, at = last, at + len(ids)
@@ -219,7 +229,7 @@ class TextSession(Session):
         low, high = int(array.min()), int(array.max())
         if low < 0 or high > MAX_ID:
             raise InputError(f"{self._name}: {what} has token id {low if low < 0 else high}; {allowed}")
-        return np.ascontiguousarray(array, np.uint32)
+        return np.array(array, np.uint32, order="C")  # a copy: the core reads it after checking it, without the GIL
 
     def _tokenize(self, texts: str | Iterable[str]) -> tuple[Ids, Ids]:
         """The ids of all texts, one behind the other, and how many each has."""
@@ -248,6 +258,11 @@ class TextSession(Session):
             count = model.num_golden
             ends = np.cumsum(words[:count].astype(np.int64))
             return np.split(words[count:], ends[:-1]) if count else [], self._golden_outputs(model)
+
+
+def _most_tokens(lengths: Ids, counts: Ids) -> int:
+    """The tokens of the largest pack, of packs of `counts` sequences."""
+    return int(np.add.reduceat(lengths, np.cumsum(counts, dtype=np.intp) - counts).max())
 
 
 def _is_batch(sequences: Any) -> bool:

@@ -77,7 +77,7 @@ def _labels(config: Config, checkpoint: Checkpoint, classifier: object) -> tuple
     """As many labels as the classifier has rows. A file without it is refused later, with all else that is missing."""
     weight = checkpoint.tensors.get(checkpoint.bare(f"{classifier}.weight"))
     if weight is None or weight.ndim == 0:
-        return config.labels(len(config.id2label or {}) or 1)
+        return config.labels(len(config.id2label or {}) or 2)
     return config.labels(weight.shape[0])
 
 

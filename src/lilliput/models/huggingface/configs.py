@@ -16,6 +16,7 @@ ACTIVATIONS: dict[HiddenAct, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
 }
+CLASSES = "single_label_classification"  # the problem_type whose outputs go through a softmax
 HIDDEN_ACTS: dict[Activation, HiddenAct] = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu"}
 
 Size = Annotated[int, Field(ge=1, le=1 << 24)]
@@ -30,15 +31,19 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", populate_by_name=True, allow_inf_nan=False)
 
     id2label: dict[str, str] | None = None
+    problem_type: str | None = None
 
     def labels(self, count: int) -> tuple[str, ...]:
         """Names of `count` classes; Hugging Face's own, LABEL_0 ..., where there are none.
 
         Raises:
-            ValueError: there are no classes, or `id2label` names another number of them.
+            ValueError: there are fewer than two classes, outputs are not those of one class among them, or `id2label`
+                names another number of them.
         """
-        if count < 1:
-            raise ValueError("the classifier has no rows")
+        if self.problem_type not in (None, CLASSES):
+            raise ValueError(f"problem_type is {self.problem_type!r}; one that works: {CLASSES!r}")
+        if count < 2:  # one output is a regression's: its softmax would be 1, whatever it is
+            raise ValueError(f"num_labels is {count}; must be at least 2 (classes: a regression does not work)")
         if self.id2label is None:
             return tuple(f"LABEL_{index}" for index in range(count))
         keys = [str(index) for index in range(count)]

@@ -67,11 +67,18 @@ class Checkpoint:
         folder: named in errors.
         names: the family's.
         tensors: as they are in the file.
+
+    Raises:
+        CheckpointError: several of them are one by these names.
     """
 
     def __init__(self, folder: Path, names: FamilyNames, tensors: dict[str, Tensor]) -> None:
         self.folder, self.names = folder, names
         self.tensors = {self.bare(name): tensor for name, tensor in tensors.items()}
+        if len(self.tensors) < len(tensors):
+            bare = [self.bare(name) for name in tensors]
+            twice = [name for name, own in zip(tensors, bare, strict=True) if bare.count(own) > 1]
+            self._refuse(twice, "several tensors for one place")
 
     def bare(self, name: str) -> str:
         """Without prefix, and in today's spelling: files made from TensorFlow's call a norm's vectors gamma, beta."""
