@@ -70,12 +70,34 @@ def piecewise_coefficients(name: str) -> np.ndarray:
     return table
 
 
+# The coarse gelu of levels: lines, each around a multiple of 1/8.
+LINES = {"GELU_LINES": gelu_tail, "GELU_TANH_LINES": gelu_tanh_tail}
+LINES_STEPS = 8
+
+
+def line_coefficients(name: str) -> np.ndarray:
+    """[2, 32], slope first: each line meets h at two Chebyshev nodes; the first goes through 0, so gelu(0) is exact."""
+    h = LINES[name]
+    table = np.zeros((2, PIECES))
+    near_zero = np.linspace(1e-3, 0.5, 500) / LINES_STEPS
+    slopes = np.array([h(float(a)) for a in near_zero]) / near_zero
+    errors = [np.abs((slopes - slope) * near_zero).max() for slope in np.linspace(0.4, 0.5, 2001)]
+    table[0, 0] = np.linspace(0.4, 0.5, 2001)[int(np.argmin(errors))]
+    for piece in range(1, PIECES):
+        low, high = ((piece + side * 0.5 * math.sqrt(0.5)) / LINES_STEPS for side in (-1, 1))
+        table[0, piece] = (h(high) - h(low)) / (high - low)
+        table[1, piece] = h(low) - table[0, piece] * low
+    return table
+
+
 def constants() -> dict[str, np.ndarray]:
     """Every literal by name, rounded to float32; scalars have shape [1]."""
     values = {"EXP2_C": exp2_coefficients()}
     for name, (_, end) in PIECEWISE.items():
         values[f"{name}_INV_STEP"] = np.array([PIECES / end])
         values |= {f"{name}_C{3 - i}": row for i, row in enumerate(piecewise_coefficients(name))}
+    for name in LINES:
+        values |= {f"{name}_C{1 - i}": row for i, row in enumerate(line_coefficients(name))}
     return {name: value.astype(np.float32) for name, value in values.items()}
 
 
@@ -130,6 +152,21 @@ def c_text() -> str:
         pieces = [f"{{{', '.join(f'{hex_literal(float(c))}f' for c in piece)}}}" for piece in table.T]
         fields.append("    .c = {\n" + "\n".join(f"        {piece}," for piece in pieces) + "\n    },")
         parts.append(f"static const lil_cubics LIL_{name} = {{\n" + "\n".join(fields) + "\n};")
+    end = np.nextafter(np.float32((PIECES - 0.5) / LINES_STEPS), np.float32(0.0))
+    parts += [
+        "",
+        "typedef struct lil_lines { /* piecewise linear: the line around each multiple of 1 / LIL_LINES_STEPS */",
+        f"    float c1[{PIECES}], c0[{PIECES}];",
+        "} lil_lines;",
+        f"#define LIL_LINES_STEPS {float(LINES_STEPS)}f",
+        f"#define LIL_LINES_END {hex_literal(float(end))}f /* the largest that is nearest to the last one */",
+    ]
+    for name in LINES:
+        fields = []
+        for i, row in enumerate(line_coefficients(name).astype(np.float32)):
+            words = [f"{hex_literal(float(c))}f" for c in row]
+            fields.append(f"    .c{1 - i} = {{\n{_rows(words, '        ')}\n    }},")
+        parts.append(f"static const lil_lines LIL_{name} = {{\n" + "\n".join(fields) + "\n};")
     return "\n".join([*parts, "", "#endif", ""])
 
 

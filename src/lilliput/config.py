@@ -194,6 +194,12 @@ class FinetuneSettings(LoopSettings):
     lr: float = Field(default=3e-4, gt=0.0)
 
 
+HiddenScales = Annotated[
+    Literal["static", "dynamic"],
+    Field(description="scales of hidden activations: constants in the file, one a channel; or found for each row"),
+]
+
+
 class QuantizeSettings(LoopSettings):
     """Stage `quantize`: quantisation-aware training of weights, activations, embeddings and vectors."""
 
@@ -201,6 +207,7 @@ class QuantizeSettings(LoopSettings):
     lr: float = Field(default=3e-4, gt=0.0)
     weight_format: Literal["int8", "int6", "int4", "pot4"] = "pot4"
     embedding_format: Literal["int8", "int6", "int4", "pot4"] = "int8"
+    hidden: HiddenScales = "static"
     scales: Literal["searched", "learned"] = Field(
         default="searched", description="searched once, before training; or learned (LSQ), starting from there"
     )

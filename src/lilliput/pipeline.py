@@ -36,7 +36,8 @@ from lilliput.train.images import ImageClassification, predict
 from lilliput.train.loop import Task, derive_seed, fit
 
 # Part of every key, with the version of Lilliput: raise it when a stage computes something else from the same settings.
-PIPELINE_VERSION = 5
+PIPELINE_VERSION = 6
+CALIBRATION_IMAGES = 512
 
 # What a finished stage leaves in the run's folder (training stages: a model in their own).
 PRODUCTS: dict[str, tuple[str, ...]] = {
@@ -125,6 +126,7 @@ def _train_stage(state: Run, index: int, checkpoint: Path) -> dict[str, Any]:
     applied_to = []
     if work is not None:
         applied_to = work.applies_to(model)
+        work.calibrate(model, lambda: predict(model, state.data.train.spread(CALIBRATION_IMAGES)))
         work.attach(model)
 
     def before_step(step: int, total: int) -> None:

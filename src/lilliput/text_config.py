@@ -1,13 +1,13 @@
-"""Settings of `lil compress`: from a checkpoint and unlabelled texts to a small file. One class a stage."""
+"""Settings of `lil compress`: from a checkpoint and unlabelled texts or images to a small file. One class a stage."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lilliput.config import ExportSettings, FitSettings, Settings
+from lilliput.config import DataSettings, ExportSettings, FitSettings, HiddenScales, Settings
 
 Format = Literal["int8", "int6", "int4", "pot4"]
-TextStage = Literal["quantize", "distill", "export", "evaluate"]
+CompressStage = Literal["quantize", "distill", "export", "evaluate"]
 
 
 class TextDataSettings(Settings):
@@ -22,16 +22,31 @@ class TextDataSettings(Settings):
 
 
 class PostTrainingSettings(Settings):
-    """Stage `quantize`: every matrix to its format, with nothing but forward passes over some texts."""
+    """Stage `quantize`: every matrix to its format, with nothing but forward passes over some examples."""
 
     weight_format: Format = Field(default="int4", description="of linear layers; at 4 bits int4 is nearer than pot4")
-    words_format: Format = "int4"
-    positions_format: Format = "int8"
+    positions_format: Format = Field(default="int8", description="of an image model's class tokens, too")
+    hidden: HiddenScales = "static"
     formats: dict[str, Format] = Field(
         default={}, description="of single layers, by name or beginning: {'blocks.0' = 'int8', 'head.out' = 'int8'}"
     )
-    texts: int = Field(default=256, ge=1, description="how many texts to calibrate with")
     damping: float = Field(default=0.01, gt=0.0, description="added to the Hessian's diagonal, as a share of its mean")
+
+    def embedding_format(self, name: str) -> Format:
+        """The format of the table that the model calls `name`."""
+        return self.positions_format
+
+
+class TextPostTrainingSettings(PostTrainingSettings):
+    words_format: Format = "int4"
+    texts: int = Field(default=256, ge=1, description="how many texts to calibrate with")
+
+    def embedding_format(self, name: str) -> Format:
+        return self.words_format if name == "words" else self.positions_format
+
+
+class ImagePostTrainingSettings(PostTrainingSettings):
+    images: int = Field(default=256, ge=1, description="how many images to calibrate with")
 
 
 class DistillSettings(FitSettings):
@@ -43,9 +58,16 @@ class DistillSettings(FitSettings):
     weight_decay: float = Field(default=0.0, ge=0.0)
     final_lr_fraction: float = Field(default=0.0, ge=0.0, le=1.0, description="the cosine's end, as a share of lr")
     checkpoint_seconds: float = Field(default=120.0, ge=0.0, description="time between checkpoints; 0: every step")
+    hidden_weight: float = Field(default=1.0, ge=0.0, description="of the hidden states' errors in the loss")
+
+
+class TextDistillSettings(DistillSettings):
     texts: int | None = Field(default=40_000, ge=1, description="how many texts to train on; None: all")
     max_tokens: int = Field(default=64, ge=2, description="longer texts are cut here in training")
-    hidden_weight: float = Field(default=1.0, ge=0.0, description="of the hidden states' errors in the loss")
+
+
+class ImageDistillSettings(DistillSettings):
+    images: int | None = Field(default=40_000, ge=1, description="how many images to train on; None: all")
 
 
 STAGE_NEEDS: dict[str, tuple[str, ...]] = {
@@ -56,13 +78,12 @@ STAGE_NEEDS: dict[str, tuple[str, ...]] = {
 }
 
 
-class CompressRecipe(Settings):
-    """How a checkpoint becomes a file."""
+class CommonRecipe(Settings):
+    """How a checkpoint becomes a file: what those of texts and of images share."""
 
     name: str = Field(default="compressed", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=0, ge=0)
-    stages: Annotated[tuple[TextStage, ...], Field(min_length=1)] = ("quantize", "distill", "export", "evaluate")
-    data: TextDataSettings = TextDataSettings()
+    stages: Annotated[tuple[CompressStage, ...], Field(min_length=1)] = ("quantize", "distill", "export", "evaluate")
     quantize: PostTrainingSettings = PostTrainingSettings()
     distill: DistillSettings = DistillSettings()
     export: ExportSettings = ExportSettings()
@@ -77,3 +98,30 @@ class CompressRecipe(Settings):
             if stage in before or (stage == "distill" and "export" in before):
                 raise ValueError(f"stages: '{stage}' cannot follow '{before[-1]}'; got {list(self.stages)}")
         return self
+
+
+class CompressRecipe(CommonRecipe):
+    """For a text encoder."""
+
+    data: TextDataSettings = TextDataSettings()
+    quantize: TextPostTrainingSettings = TextPostTrainingSettings()
+    distill: TextDistillSettings = TextDistillSettings()
+
+    def with_data(self, given: str) -> Self:
+        """`given` by --data: a file."""
+        return self.model_copy(update={"data": self.data.model_copy(update={"path": given})})
+
+
+class ImageCompressRecipe(CommonRecipe):
+    """For an image model. Of the data only `evaluate` looks at labels, if there are any."""
+
+    data: DataSettings | None = None
+    quantize: ImagePostTrainingSettings = ImagePostTrainingSettings()
+    distill: ImageDistillSettings = ImageDistillSettings()
+
+    def with_data(self, given: str) -> Self:
+        """`given` by --data: the name of a data set, or a folder of images."""
+        place = (
+            {"name": given} if given in ("digits", "fashion-mnist", "cifar10") else {"name": "folder", "path": given}
+        )
+        return self.model_copy(update={"data": (self.data or DataSettings()).model_copy(update=place)})

@@ -9,7 +9,7 @@ import pytest
 import lilliput
 from lilliput.bench import profile
 from lilliput.bench.profile import copy_rates, op_bytes
-from lilliput.program.cost import macs
+from lilliput.program.cost import PRODUCTS, macs
 from lilliput.program.program import Program
 from lilliput.runtime import _lil
 from lilliput.runtime.images import ImageSession
@@ -50,7 +50,7 @@ def test_profile_divides_work_by_time(
     assert linear["roofline_share"] == max(linear["macs"], linear["bytes"]) / 2000
     norm = next(op for op in found["ops"] if op["kind"] == "layer_norm")
     assert norm["gmacs_per_second"] == 0
-    products = [op for op in found["ops"] if op["kind"] in profile.PRODUCTS]
+    products = [op for op in found["ops"] if op["kind"] in PRODUCTS]
     assert found["products"]["share"] == pytest.approx(len(products) / count)
     assert found["products"]["peak_share"] == pytest.approx(sum(op["macs"] for op in products) / len(products) / 2000)
 

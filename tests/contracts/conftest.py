@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lilliput.program.formats import round_bf16
+from lilliput.program.op_functions import COARSE_ACTIVATIONS
 from lilliput.program.ops import ACTIVATIONS, OPS
 
 Array = NDArray[Any]
@@ -55,7 +56,14 @@ def make_linear(rng: np.random.Generator, floats: Floats) -> Case:
     x = np.zeros((3, rows, -(-inputs // 8) * 8), np.int8)
     x[:, :, :inputs] = rng.integers(-127, 128, (3, rows, inputs))
     tensors = [levels(rng, outputs, inputs), bf16(rng, outputs, 0.0, 0.01), bf16(rng, outputs)]
-    return Case([x, np.abs(floats(3, rows, 1))], tensors, {"activation": int(rng.integers(0, len(ACTIVATIONS)))})
+    x_scale = x if rng.random() < 0.3 else np.abs(floats(3, rows, 1))  # `x` again: there are no scales
+    return Case([x, x_scale], tensors, {"activation": int(rng.integers(0, len(ACTIVATIONS)))})
+
+
+def make_linear_levels(rng: np.random.Generator, floats: Floats) -> Case:
+    inputs, tensors, _ = make_linear(rng, floats)
+    activation = {"activation": int(rng.integers(len(COARSE_ACTIVATIONS)))}
+    return Case(inputs, [*tensors, bf16(rng, len(tensors[0]), 10.0, 60.0)], activation)
 
 
 def make_linear_add(rng: np.random.Generator, floats: Floats) -> Case:
@@ -142,6 +150,7 @@ MAKE: dict[str, Callable[[np.random.Generator, Floats], Case]] = {
     "neighbors": make_neighbors,
     "concat": make_concat,
     "table_attention": make_table_attention,
+    "linear_levels": make_linear_levels,
 }
 
 

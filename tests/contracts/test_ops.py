@@ -96,15 +96,44 @@ PAGE_ACTIVATIONS: tuple[Callable[[F], F], ...] = (
 
 def page_linear(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Mapping[str, Any]) -> list[Any]:
     x, x_scale = inputs[:2]
-    codes, scale, bias = tensors
+    codes, scale, bias = tensors[:3]
     y = np.empty((len(x), len(codes)), F)
     activate = PAGE_ACTIVATIONS[attributes.get("activation", 0)]
     for r in range(len(x)):
         for n in range(len(codes)):
             acc = sum(int(x[r, k]) * int(codes[n, k]) for k in range(codes.shape[1]))
-            value = (F(acc) * scale[0, n]) * x_scale[r, 0] + bias[0, n]
+            product = F(acc) * scale[0, n]
+            value = (product * x_scale[r, 0] if x_scale.dtype == F else product) + bias[0, n]
             y[r, n] = value + inputs[2][r, n] if len(inputs) == 3 else activate(value)
     return [y]
+
+
+def page_static_levels(rows: Sequence[Sequence[F]], multiplier: Array) -> list[list[int]]:
+    padding = [0] * (-multiplier.shape[1] % 8)
+    return [
+        [int(np.rint(page_clamp(y * m, -LIMIT, LIMIT))) for y, m in zip(row, multiplier[0], strict=True)] + padding
+        for row in rows
+    ]
+
+
+def page_coarse(x: F, name: str) -> F:
+    end = np.nextafter(F(3.9375), ZERO)
+    a = abs(x) if abs(x) <= end else end
+    k = int(np.rint(a * F(8)))
+    return F((x if x > 0 else ZERO) - (getattr(mathfn, f"{name}_C1")[k] * a + getattr(mathfn, f"{name}_C0")[k]))
+
+
+PAGE_COARSE: tuple[Callable[[F], F], ...] = (
+    *PAGE_ACTIVATIONS[:2],
+    lambda x: page_coarse(x, "GELU_LINES"),
+    lambda x: page_coarse(x, "GELU_TANH_LINES"),
+)
+
+
+def page_linear_levels(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Mapping[str, Any]) -> list[Any]:
+    (y,) = page_linear(inputs, tensors, {})
+    activated = [[PAGE_COARSE[attributes["activation"]](value) for value in row] for row in y]
+    return [page_static_levels(activated, tensors[3])]
 
 
 def page_layer_norm(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Mapping[str, Any]) -> list[Any]:
@@ -256,6 +285,7 @@ PAGE: dict[str, Callable[[Sequence[Array], Sequence[Array], Mapping[str, Any]], 
     "neighbors": page_neighbors,
     "concat": lambda i, t, a: [[[*first, *second] for first, second in zip(*i, strict=True)]],
     "table_attention": page_attention(page_table_head),
+    "linear_levels": page_linear_levels,
 }
 
 
@@ -306,6 +336,7 @@ def test_outputs_have_the_shapes_of_the_rule(kind: str, make_case: MakeCase, see
             tuple(Shape(*x.shape[1:]) for x in case.inputs),
             tuple(Shape(*tensor.shape) for tensor in case.tensors),
             case.attributes,
+            has_scales=len(case.inputs) == 1 or case.inputs[1] is not case.inputs[0],
         )
     )
     wanted = [(shape, slot.dtype) for shape, slot in zip(shapes, OPS[kind].outputs, strict=True) if not slot.scratch]

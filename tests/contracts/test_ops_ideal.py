@@ -48,7 +48,8 @@ def ideal_quantize(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any])
 
 def ideal_linear(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any]) -> Ideal:
     weight = t[0] * t[1].T.astype(np.float64)
-    product = (i[0][:, :, : t[0].shape[1]] * i[1].astype(np.float64)) @ weight.T
+    x_scale = i[1].astype(np.float64) if i[1].dtype == np.float32 else 1.0
+    product = (i[0][:, :, : t[0].shape[1]] * x_scale) @ weight.T
     y = product + t[2] + (i[2] if len(i) == 3 else 0.0)
     bound = 4e-7 * (np.abs(product) + np.abs(t[2]) + np.abs(y)) + 2e-6
     activation = a.get("activation", 0)
@@ -64,6 +65,19 @@ def ideal_linear(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any]) -
         y = np.tanh(y)
         bound = bound + 1e-5
     return [y], [bound]
+
+
+def ideal_levels(y: Array, multiplier: Array, bound: Any) -> tuple[Array, Any]:
+    """Of values that are known but for `bound`; as in `quantize`, a level may differ by one where that makes a tie."""
+    padding = ((0, 0), (0, 0), (0, -y.shape[2] % 8))
+    exact = np.pad(np.clip(y * multiplier, -127, 127), padding)
+    return exact, 0.5 + 1e-4 + np.pad(np.broadcast_to(bound * multiplier, y.shape), padding)
+
+
+def ideal_linear_levels(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any]) -> Ideal:
+    (y,), (bound,) = ideal_linear(i, t, a)
+    levels, within = ideal_levels(y, t[3], bound + (8e-4 if a["activation"] > 1 else 0.0))
+    return [levels], [within]
 
 
 def ideal_layer_norm(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any]) -> Ideal:
@@ -160,6 +174,7 @@ IDEAL: dict[str, Callable[[Sequence[Array], Sequence[Array], Mapping[str, Any]],
     "neighbors": ideal_neighbors,
     "concat": lambda i, t, a: ([np.concatenate(i, axis=2)], [0.0]),
     "table_attention": ideal_table_attention,
+    "linear_levels": ideal_linear_levels,
 }
 
 

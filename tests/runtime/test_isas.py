@@ -14,7 +14,9 @@ import pytest
 from numpy.typing import NDArray
 
 from lilliput.program import reference
+from lilliput.program.cost import PRODUCTS
 from lilliput.program.formats import FORMAT_IDS, LAYOUT_IDS, WEIGHT_FORMATS, pack, pack_bf16, round_bf16, round_up
+from lilliput.program.op_functions import COARSE_ACTIVATIONS
 from lilliput.program.ops import ACTIVATIONS, OPS, Operands, Shape, TensorSlot
 from lilliput.runtime import isas
 
@@ -105,7 +107,7 @@ class Constant(ctypes.Structure):
 
 
 class Call(ctypes.Structure):
-    _fields_ = (("inputs", Buffer * 3), ("outputs", Buffer * 2), ("tensors", Constant * 3), ("a", ctypes.c_uint32 * 5))
+    _fields_ = (("inputs", Buffer * 3), ("outputs", Buffer * 2), ("tensors", Constant * 4), ("a", ctypes.c_uint32 * 5))
 
 
 class Part(ctypes.Structure):
@@ -197,13 +199,17 @@ def shapes_of(rng: Rng, kind: str) -> Shapes:
     """Random shapes and attributes that the op's rule allows."""
     rows, cols = size(rng, 40), size(rng, 70)
     x, row = Shape(rows, cols), Shape(1, cols)
-    if kind in ("linear", "linear_add"):
+    if kind in PRODUCTS:
         depth = size(rng, 70) if rng.random() < 0.9 else int(rng.integers(1, 600))
         per_output = Shape(1, cols)
         inputs = [Shape(rows, round_up(depth, 8)), Shape(rows, 1), x]
         activation: dict[str, int | float] = {"activation": int(rng.integers(len(ACTIVATIONS)))}
-        given = (inputs[:2], activation) if kind == "linear" else (inputs, {})
-        return given[0], [Shape(cols, depth), per_output, per_output], given[1]
+        tensors = [Shape(cols, depth), per_output, per_output]
+        if kind == "linear_add":
+            return inputs, tensors, {}
+        if kind == "linear_levels":
+            return inputs[:2], [*tensors, per_output], {"activation": int(rng.integers(len(COARSE_ACTIVATIONS)))}
+        return inputs[:2], tensors, activation
     if kind in ATTENTIONS:
         steps = 32 if kind == "table_attention" else 1  # an octave
         heads, width = int(rng.integers(1, 4)), size(rng, 40)
@@ -273,11 +279,14 @@ def compare_batch(core: ctypes.CDLL, rng: Rng, kind: str) -> None:
         some_input(rng, kind, number, slot.dtype, shape)
         for number, (slot, shape) in enumerate(zip(spec.inputs, in_shapes, strict=True))
     ]
+    if kind in PRODUCTS and rng.random() < 0.3:  # no scales
+        in_shapes[1], inputs[1] = in_shapes[0], inputs[0]
     formats = [str(rng.choice(slot.formats)) for slot in spec.tensors]
     tensors = [some_constants(rng, *what) for what in zip(spec.tensors, formats, tensor_shapes, strict=True)]
     wanted = reference.apply(kind, inputs, tensors, attributes)
 
-    shapes = spec.shapes(Operands(tuple(in_shapes), tuple(tensor_shapes), attributes))
+    has_scales = len(inputs) == 1 or inputs[1] is not inputs[0]
+    shapes = spec.shapes(Operands(tuple(in_shapes), tuple(tensor_shapes), attributes, has_scales=has_scales))
     dtypes = {"i8": np.int8, "u8": np.uint8, "f32": np.float32}
     outputs = [np.full(shape, 85, dtypes[slot.dtype]) for slot, shape in zip(spec.outputs, shapes, strict=True)]
     layouts = [str(rng.choice(slot.layouts)) for slot in spec.tensors]

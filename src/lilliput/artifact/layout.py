@@ -31,9 +31,7 @@ BUFFER = np.dtype([("dtype", "<u4"), ("rows", "<u4"), ("cols", "<u4"), ("zero", 
 TENSOR = np.dtype(
     [("format", "<u2"), ("layout", "<u2"), ("rows", "<u4"), ("cols", "<u4"), ("zero", "<u4"), ("offset", "<u8")]
 )
-OP = np.dtype(
-    [("kind", "<u2"), ("in", "<u2", 3), ("out", "<u2", 2), ("tensor", "<u2", 3), ("zero", "<u2"), ("a", "<u4", 5)]
-)
+OP = np.dtype([("kind", "<u2"), ("in", "<u2", 3), ("out", "<u2", 2), ("tensor", "<u2", 4), ("a", "<u4", 5)])
 CRC_START = 16
 FIRST_SECTION = {
     version: round_up(HEADER.itemsize + len(names) * SECTION.itemsize, ALIGNMENT) for version, names in SECTIONS.items()

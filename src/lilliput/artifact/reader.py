@@ -231,11 +231,10 @@ def _ops(data: bytes, section: Section) -> tuple[Op, ...]:
 
 
 def _op(index: int, record: Any) -> Op:
-    kind_id, zero = int(record["kind"]), int(record["zero"])
+    kind_id = int(record["kind"])
     _require(kind_id in _OP_NAMES, f"op {index}: kind is {kind_id}; must be one of {_allowed(_OP_NAMES)}")
     kind = _OP_NAMES[kind_id]
     spec, where = OPS[kind], f"op {index} ({kind})"
-    _require(zero == 0, f"{where}: the reserved field is {zero}; must be 0")
     used: dict[str, list[int]] = {}
     for field, count in (
         ("in", len(spec.inputs)),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lilliput.program.cost import op_macs
+from lilliput.program.cost import PRODUCTS, op_macs
 from lilliput.program.ops import OPS
 from lilliput.program.program import Op, Program
 from lilliput.runtime import _lil
@@ -16,7 +16,6 @@ from lilliput.runtime.texts import TextSession
 Session = ImageSession | TextSession
 Example = NDArray[np.uint8] | NDArray[np.uint32]
 
-PRODUCTS = ("linear", "linear_add")  # the matrix products with weights
 TABLES = ("embed_tokens", "add_positions")  # of a sequence program: with a row of constants for each token
 COPY_SECONDS = 0.05
 LEAST_COPY_BYTES, COPY_GROWTH = 2**16, 4

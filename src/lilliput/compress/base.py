@@ -7,6 +7,7 @@ artifact.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -35,6 +36,9 @@ class Pass(ABC):
     @abstractmethod
     def applies_to(self, model: ViT) -> list[str]:
         """Names of the parameters that this pass changes, in the model's order."""
+
+    def calibrate(self, model: ViT, run: Callable[[], object]) -> None:
+        """Look at the model while `run` puts training images through it, if need be. Called once, before `attach`."""
 
     @abstractmethod
     def attach(self, model: ViT) -> None:

@@ -31,6 +31,11 @@ class Part:
         """The first `limit` examples (all where None)."""
         return self if limit is None else Part(self.images[:limit], self.labels[:limit])
 
+    def spread(self, count: int) -> "Part":
+        """At most `count` examples, evenly from the first to the last."""
+        chosen = np.unique(np.linspace(0, len(self) - 1, min(count, len(self))).astype(np.int64))
+        return Part(self.images[chosen], self.labels[chosen])
+
 
 @dataclass(frozen=True, eq=False)
 class Source:

@@ -71,6 +71,8 @@ class Emitter:
         layout = weight_layout(values, quantizer.format_name)
         codes = self._codes(f"{name}.weight", "weight", values, quantizer, layout)
         bias = self.vector(f"{name}.bias", "bias", linear.bias * factor)
+        if linear.input_multiplier is not None:
+            scale = scale * linear.input_scale()
         return [codes, self.vector(f"{name}.weight.scale", "scale", scale * factor), bias]
 
     def norm(self, name: str, norm: nn.Module, x: int) -> int:
@@ -93,8 +95,18 @@ class Emitter:
         )
 
     def mlp(self, name: str, mlp: Mlp, x: int, residual: int) -> int:
+        if mlp.fc2.input_multiplier is not None:
+            levels = self._hidden_levels(name, mlp, x)
+            return self.builder.emit("linear_add", [levels, levels, residual], self.weights(f"{name}.fc2", mlp.fc2))
         hidden = self.linear(f"{name}.fc1", mlp.fc1, x, activation=mlp.activation)
         return self.linear(f"{name}.fc2", mlp.fc2, hidden, residual=residual)
+
+    def _hidden_levels(self, name: str, mlp: Mlp, x: int) -> int:
+        assert mlp.fc2.input_multiplier is not None
+        multiplier = self.vector(f"{name}.fc2.input_multiplier", "scale", mlp.fc2.input_multiplier)
+        tensors = [*self.weights(f"{name}.fc1", mlp.fc1), multiplier]
+        activation = ACTIVATIONS[mlp.activation]
+        return self.builder.emit("linear_levels", list(self.quantize(x)), tensors=tensors, activation=activation)
 
     def row(self, x: int, row: int) -> int:
         return self.builder.emit("select_row", [x], row=row)

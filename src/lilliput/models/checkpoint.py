@@ -20,7 +20,7 @@ from lilliput.models.encoder import EncoderSettings, TextEncoder
 from lilliput.models.stack import Mask, StoredAsBf16, WeightQuantizer, base_of, push
 from lilliput.models.vit import ViT
 
-M = TypeVar("M", bound=nn.Module)
+M = TypeVar("M", ViT, TextEncoder)
 
 
 class CheckpointError(UserError):
@@ -34,6 +34,9 @@ def save_model(model: ViT | TextEncoder, folder: Path) -> None:
     if isinstance(model, ViT):
         description |= {"image_shape": list(model.image_shape), "num_classes": model.num_classes}
     description["stacks"] = describe_stacks(model)
+    description["fixed_inputs"] = [
+        name for name, linear in model.linears().items() if linear.input_multiplier is not None
+    ]
     write_atomic(folder / "model.json", json.dumps(description, indent=1).encode())
 
 
@@ -61,6 +64,9 @@ def _load(folder: Path, make: Callable[[dict[str, Any]], M]) -> M:
         description = json.loads((folder / "model.json").read_text())
         model = make(description)
         restore_stacks(model, description["stacks"])
+        for name in description["fixed_inputs"]:
+            linear = model.linears()[name]
+            linear.input_multiplier = torch.ones(linear.in_features)
         tensors = tensors_from_bytes((folder / "model.safetensors").read_bytes())
     except (OSError, KeyError, TypeError, json.JSONDecodeError, ValidationError, SafetensorError) as error:
         why = " ".join(str(error).split())[:200]

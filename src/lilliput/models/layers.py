@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lilliput.config import LayerSettings
-from lilliput.models.stack import WeightQuantizer, layer_of, quantize_rows, round_ste
+from lilliput.models.stack import WeightQuantizer, base_of, layer_of, quantize_rows, round_ste
 from lilliput.program import mathfn
 
 LOG2E = math.log2(math.e)
@@ -29,15 +29,61 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+LINES = {
+    "gelu": (mathfn.GELU_LINES_C1, mathfn.GELU_LINES_C0),
+    "gelu_tanh": (mathfn.GELU_TANH_LINES_C1, mathfn.GELU_TANH_LINES_C0),
+}
+
+
+def coarse_activation(name: Activation, x: Tensor) -> Tensor:
+    """The activations of the program's `linear_levels`: lines instead of a smooth gelu, whose gradient they have."""
+    smooth = ACTIVATIONS[name](x)
+    if name not in LINES:
+        return smooth
+    c1, c0 = (torch.from_numpy(table).to(x.device) for table in LINES[name])
+    a = x.detach().abs().clamp(max=float(mathfn.LINES_END)).nan_to_num(0.0)
+    k = (a * float(mathfn.LINES_STEPS)).round().to(torch.int32).flatten()
+    h = c1.index_select(0, k).reshape(a.shape) * a + c0.index_select(0, k).reshape(a.shape)
+    return smooth + (x.detach().relu() - h - smooth.detach())
+
+
 class Linear(nn.Linear):
     """`nn.Linear`; once its weight has a quantiser its input is quantised too and the product runs on integer
-    levels."""
+    levels.
+
+    The input's levels have one scale a row, found anew each time, or after `fix_input_scales` one a channel that stays.
+    """
+
+    input_multiplier: Tensor | None  # [K], bfloat16: levels are `rint(input * input_multiplier)`
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features)
+        self.register_buffer("input_multiplier", None)
+
+    @torch.no_grad()
+    def fix_input_scales(self, multiplier: Tensor) -> None:
+        """From now on the input's levels are `rint(input * multiplier)`, [K], and its channels' scales a part of the
+        weight, all but their mean size: so the weight keeps the size that it has been trained with."""
+        self.input_multiplier = multiplier
+        base_of(self, "weight").div_(multiplier * self.input_scale())
+
+    def input_scale(self) -> float:
+        """What a level of the input, times the weight, still has to be multiplied with: a power of two."""
+        assert self.input_multiplier is not None
+        return float(2.0 ** -self.input_multiplier.log2().mean().round())
+
+    def quantize_input(self, input: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Levels [..., K], and the scale of a row [..., 1] or `input_scale()`."""
+        if self.input_multiplier is None:
+            return quantize_rows(input)
+        limit = float(mathfn.INT8_MAX)
+        return round_ste((input * self.input_multiplier).clamp(-limit, limit)), self.input_scale()
 
     def forward(self, input: Tensor) -> Tensor:
         quantizer = layer_of(self, "weight", WeightQuantizer)
         if quantizer is None:
             return F.linear(input, self.weight, self.bias)
-        levels, row_scale = quantize_rows(input)
+        levels, row_scale = self.quantize_input(input)
         scale = quantizer.row_scale().detach()
         weight = self.weight / scale
         if quantizer.learned:
@@ -131,7 +177,7 @@ def table_attention(q: Tensor, k: Tensor, v: Tensor, logit_scale: float, keys: T
     steps = scores.amax(dim=-1, keepdim=True).detach() - scores
     smooth = mathfn.WEIGHTS[0].item() * torch.exp2(-steps / mathfn.STEPS)
     table = torch.from_numpy(mathfn.WEIGHTS).to(smooth.device, smooth.dtype)
-    weights = smooth + (table[steps.detach().clamp(max=255.0).round().long()] - smooth).detach()
+    weights = smooth + (table[steps.detach().nan_to_num(255.0).clamp(max=255.0).round().long()] - smooth).detach()
     # smooth + (exact - smooth) is exact only nearly, and the sums must be those of whole numbers
     weights = round_ste(weights)
     return (weights @ v_levels.reshape(v.shape)) * (v_scale[..., None] / weights.sum(dim=-1, keepdim=True))
@@ -167,7 +213,10 @@ class Mlp(nn.Module):
         self.fc2 = Linear(mlp_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+        activate = ACTIVATIONS[self.activation]
+        if self.fc2.input_multiplier is not None:
+            activate = partial(coarse_activation, self.activation)
+        return self.fc2(activate(self.fc1(x)))
 
 
 class Block(nn.Module):

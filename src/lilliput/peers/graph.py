@@ -30,6 +30,8 @@ from lilliput.peers.steps import (
     ToTokens,
     Unfold,
 )
+from lilliput.program import mathfn
+from lilliput.program.cost import PRODUCTS
 from lilliput.program.ops import ACTIVATIONS
 from lilliput.program.program import Op, Program
 
@@ -72,6 +74,7 @@ class _Translation:
         self.program, self.module, self.explicit_attention = program, module, explicit_attention
         self.rows: dict[int, int] = {}  # buffer -> number of its value
         self.images: dict[int, tuple[int, tuple[int, int]]] = {}  # and (height, width)
+        self.multipliers: dict[int, Tensor] = {}  # of buffers whose levels have constant scales: levels an output
         self.count = 1
         if program.max_tokens:
             self.rows[program.input] = INPUT
@@ -115,6 +118,8 @@ class _Translation:
 
     def _linear(self, op: Op) -> nn.Linear:
         weight = self._dequantized(op)
+        if op.inputs[0] in self.multipliers:  # the levels' scales are in the weights
+            weight = weight * self.multipliers[op.inputs[0]]
         linear = nn.Linear(weight.shape[1], weight.shape[0])
         linear.weight, linear.bias = nn.Parameter(weight), nn.Parameter(self._tensor(op, 2).flatten())
         return linear
@@ -158,11 +163,13 @@ class _Translation:
                 self.rows[levels] = self.rows[source]
             if source in self.images:
                 self.images[levels] = self.images[source]
-        elif op.kind in ("linear", "linear_add"):
+        elif op.kind in PRODUCTS:
             value = self._activated(op, self._add(self._linear(op), self._as_rows(op.inputs[0])))
             if op.kind == "linear_add":
                 value = self._add(Add(), value, self._as_rows(op.inputs[2]))
             self.rows[op.outputs[0]] = value
+            if op.kind == "linear_levels":
+                self.multipliers[op.outputs[0]] = self._tensor(op, 3)
         else:
             read = [self._as_rows(buffer) for buffer in op.inputs]
             if self.program.max_tokens and op.kind in MASKED:
@@ -178,7 +185,7 @@ class _Translation:
 
     def attention(self, op: Op) -> nn.Module:
         num_heads, head_dim, logit_scale, num_queries = op.attributes.values()
-        steps = TABLE_STEPS if op.kind == "table_attention" else 1
+        steps = mathfn.STEPS if op.kind == "table_attention" else 1
         scale = float(logit_scale) * math.log(2) / steps  # base 2 to base e
         return Attention(int(num_heads), int(head_dim), scale, int(num_queries), explicit=self.explicit_attention)
 
@@ -199,7 +206,6 @@ class _Translation:
 
 
 MASKED = ("attention", "table_attention", "mean_rows", "neighbors")  # what looks at several tokens
-TABLE_STEPS = 32  # of the table's exponential to a power of two
 
 # The ops of one output, rows of features; the others are in `_Translation._op`.
 STEPS: dict[str, Callable[[_Translation, Op], nn.Module]] = {

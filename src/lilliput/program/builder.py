@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lilliput.errors import ArtifactError, FailureError
 from lilliput.program import reference
-from lilliput.program.ops import OPS, PER_TOKEN, Operands, Shape, check_attributes, check_program_kind
+from lilliput.program.ops import OPS, PER_TOKEN, Operands, Shape, check_attributes, check_program_kind, has_scales
 from lilliput.program.plan import ALIGNMENT, TOKEN_ALIGNMENT, lifetimes, plan_arena
 from lilliput.program.program import Buffer, Examples, Op, Program, Tensor, Vocabulary
 
@@ -86,6 +86,7 @@ class ProgramBuilder:
                 tuple(Shape(self._tensors[index].rows, self._tensors[index].cols) for index in tensors),
                 ordered,
                 self._max_tokens,
+                has_scales(spec, tuple(inputs)),
             )
             for what, given, slots in (("inputs", inputs, spec.inputs), ("tensors", tensors, spec.tensors)):
                 if len(given) != len(slots):

@@ -7,6 +7,7 @@ import numpy as np
 from lilliput.program.formats import count_stored
 from lilliput.program.program import Op, Program
 
+PRODUCTS = ("linear", "linear_add", "linear_levels")  # the matrix products with weights
 PARAMETER_ROLES = ("weight", "bias", "norm", "embedding")
 
 
@@ -54,7 +55,7 @@ def parameter_counts(program: Program) -> ParameterCounts:
 
 def _macs(program: Program, op: Op, num_tokens: int) -> int:
     rows = program.buffers[op.outputs[0]].rows or num_tokens  # of an attention: one a query
-    if op.kind in ("linear", "linear_add"):
+    if op.kind in PRODUCTS:
         codes = program.tensors[op.tensors[0]]
         return rows * (count_stored(codes.values, codes.format) if codes.layout == "blocks" else codes.values.size)
     if op.kind in ("attention", "table_attention"):

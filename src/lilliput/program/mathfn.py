@@ -152,10 +152,52 @@ TANH_C0 = _hex_table("""
     0x1.9c541ep-17 0x1.f42e5ap-18 0x1.2f6026p-18 0x1.700376p-19
     0x1.be6c58p-20 0x1.0ec4fap-20 0x1.4875c4p-21 0x1.8e7134p-22
 """)
+GELU_LINES_C1 = _hex_table("""
+    0x1.eadabap-2 0x1.9a776ep-2 0x1.381084p-2 0x1.b76b12p-3
+    0x1.0fcf56p-3 0x1.f4be1ep-5 0x1.0d3326p-10 -0x1.811c68p-5
+    -0x1.544ae4p-4 -0x1.b9c5bcp-4 -0x1.f5ae1p-4 -0x1.070634p-3
+    -0x1.04d48ap-3 -0x1.ef7adcp-4 -0x1.c62a28p-4 -0x1.93b11p-4
+    -0x1.5d1bfcp-4 -0x1.266a36p-4 -0x1.e515a2p-5 -0x1.86df58p-5
+    -0x1.345f7p-5 -0x1.dcc606p-6 -0x1.695fc8p-6 -0x1.0cb294p-6
+    -0x1.8824e2p-7 -0x1.18edb4p-7 -0x1.8b474cp-8 -0x1.1128f4p-8
+    -0x1.72edeap-9 -0x1.eef7ap-10 -0x1.4492dap-10 -0x1.a26e16p-11
+""")
+GELU_LINES_C0 = _hex_table("""
+    0x0p+0 0x1.628e94p-8 0x1.7f752ep-6 0x1.a64f2ap-5
+    0x1.659c6ep-4 0x1.052a1p-3 0x1.59a812p-3 0x1.a97628p-3
+    0x1.ee969p-3 0x1.12312ap-2 0x1.23ed38p-2 0x1.2be16ep-2
+    0x1.2a4552p-2 0x1.200524p-2 0x1.0e931ap-2 0x1.ef642cp-3
+    0x1.ba827ap-3 0x1.821c3p-3 0x1.49627ep-3 0x1.12eecp-3
+    0x1.c159d8p-4 0x1.67b6ccp-4 0x1.1a360ep-4 0x1.b226ep-5
+    0x1.47880ep-5 0x1.e4d83ep-6 0x1.602adap-6 0x1.f62d8ep-7
+    0x1.5f878cp-7 0x1.e34986p-8 0x1.464a3p-8 0x1.b0cc04p-9
+""")
+GELU_TANH_LINES_C1 = _hex_table("""
+    0x1.eadabap-2 0x1.9a782cp-2 0x1.3815b2p-2 0x1.b78aacp-3
+    0x1.10112cp-3 0x1.f67044p-5 0x1.586c4p-10 -0x1.7e4e96p-5
+    -0x1.52dbdcp-4 -0x1.b891f6p-4 -0x1.f4fe4p-4 -0x1.070fccp-3
+    -0x1.055344p-3 -0x1.f1682ep-4 -0x1.c8e83ap-4 -0x1.970074p-4
+    -0x1.60a7ap-4 -0x1.29d5c2p-4 -0x1.eb02e2p-5 -0x1.8b609ep-5
+    -0x1.372928p-5 -0x1.dec8ap-6 -0x1.681944p-6 -0x1.08b992p-6
+    -0x1.7c554ep-7 -0x1.0adea6p-7 -0x1.6da394p-8 -0x1.e8d456p-9
+    -0x1.3ea86cp-9 -0x1.94e3eap-10 -0x1.f50ad2p-11 -0x1.2db84ep-11
+""")
+GELU_TANH_LINES_C0 = _hex_table("""
+    0x0p+0 0x1.628afap-8 0x1.7f6686p-6 0x1.a62d02p-5
+    0x1.656d46p-4 0x1.04fa72p-3 0x1.595bacp-3 0x1.a91248p-3
+    0x1.ee2f0cp-3 0x1.120d3ep-2 0x1.23f09p-2 0x1.2c24d6p-2
+    0x1.2adcfp-2 0x1.20fa7p-2 0x1.0fe066p-2 0x1.f28244p-3
+    0x1.bddab4p-3 0x1.855314p-3 0x1.4c194ep-3 0x1.14d3p-3
+    0x1.c30a86p-4 0x1.671eb6p-4 0x1.1769p-4 0x1.a8c23ap-5
+    0x1.3b4d3cp-5 0x1.c8f278p-6 0x1.430f86p-6 0x1.bd7372p-7
+    0x1.2b4a88p-7 0x1.87b29cp-8 0x1.f2f274p-9 0x1.3515bcp-9
+""")
 # End of the printed part
 
 EXP2_MIN = np.float32(-126)
 PIECE_MAX = np.float32(31.999998)
+LINES_STEPS = np.float32(8)
+LINES_END = np.nextafter(np.float32(3.9375), np.float32(0))
 
 
 def clamp(x: Float, low: np.float32, high: np.float32) -> Float:
@@ -194,6 +236,24 @@ def gelu(x: Float) -> Float:
 def gelu_tanh(x: Float) -> Float:
     """x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))); absolute error at most 2e-6."""
     return relu(x) - _piecewise(x, GELU_TANH_INV_STEP, GELU_TANH_C3, GELU_TANH_C2, GELU_TANH_C1, GELU_TANH_C0)
+
+
+def _coarse(x: Float, c1: Float, c0: Float) -> Float:
+    with np.errstate(all="ignore"):
+        a = np.abs(x)
+        a = np.where(a <= LINES_END, a, LINES_END)
+        k = np.rint(a * LINES_STEPS).astype(np.int32)
+        return cast(Float, relu(x) - (c1[k] * a + c0[k]))
+
+
+def coarse_gelu(x: Float) -> Float:
+    """`gelu` where its levels are all that is wanted; absolute error at most 8e-4."""
+    return _coarse(x, GELU_LINES_C1, GELU_LINES_C0)
+
+
+def coarse_gelu_tanh(x: Float) -> Float:
+    """The same of `gelu_tanh`."""
+    return _coarse(x, GELU_TANH_LINES_C1, GELU_TANH_LINES_C0)
 
 
 def tanh(x: Float) -> Float:

@@ -18,6 +18,8 @@ from lilliput.program.mathfn import (
     Float,
     Int8,
     clamp,
+    coarse_gelu,
+    coarse_gelu_tanh,
     exp2,
     gelu,
     gelu_tanh,
@@ -35,6 +37,7 @@ Attributes = Mapping[str, int | float]
 Function = Callable[[Sequence[Array], Sequence[Array], Attributes], tuple[Array, ...]]
 
 ACTIVATIONS: tuple[Callable[[Float], Float], ...] = (lambda x: x, relu, gelu, gelu_tanh, tanh)  # by number in the file
+COARSE_ACTIVATIONS = (ACTIVATIONS[0], relu, coarse_gelu, coarse_gelu_tanh)  # of levels
 EXACT_IN_FLOAT32 = 2**24 // (127 * 127)  # sums of so many level products stay integers that float32 holds
 
 
@@ -77,11 +80,12 @@ def level_products(x: Int8, weight: Int8) -> NDArray[np.int32]:
 
 def _affine(inputs: Sequence[Array], tensors: Sequence[Array]) -> Float:
     x, x_scale = inputs[:2]
-    codes, scale, bias = tensors
+    codes, scale, bias = tensors[:3]
     batch, rows, _ = x.shape
     sums = level_products(x[:, :, : codes.shape[1]].reshape(batch * rows, -1), codes)
     y: Float = sums.astype(np.float32).reshape(batch, rows, -1) * scale
-    y *= x_scale
+    if x_scale.dtype == np.float32:  # else it is `x` again: there are no scales
+        y *= x_scale
     y += bias
     return y
 
@@ -90,6 +94,13 @@ def linear(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attrib
     """`act((float(acc) * scale[n]) * xscale[r] + bias[n])`."""
     y = _affine(inputs, tensors)
     return (ACTIVATIONS[int(attributes["activation"])](y),)
+
+
+def linear_levels(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
+    """Levels of what `linear` gives, by coarser activations: `rint(clamp(y * multiplier[n], -127, 127))`."""
+    y = COARSE_ACTIVATIONS[int(attributes["activation"])](_affine(inputs, tensors))
+    levels = np.rint(clamp(y * tensors[3], -INT8_MAX, INT8_MAX)).astype(np.int8)
+    return (np.pad(levels, ((0, 0), (0, 0), (0, -levels.shape[2] % 8))),)
 
 
 def linear_add(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:

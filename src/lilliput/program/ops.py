@@ -31,11 +31,16 @@ class Shape(NamedTuple):
 
 
 class BufferSlot(NamedTuple):
-    """An input or output: `scratch` marks working memory without defined content."""
+    """An input or output: `scratch` marks working memory without defined content.
+
+    `or_first`: an input that may name the first one again instead. Then there are no scales: they are constants, and
+    part of the weights.
+    """
 
     name: str
     dtype: str
     scratch: bool = False
+    or_first: bool = False
 
 
 class TensorSlot(NamedTuple):
@@ -68,6 +73,7 @@ class Operands:
     tensors: tuple[Shape, ...]
     attributes: Mapping[str, int | float]
     max_tokens: int = 0  # 0: an image program
+    has_scales: bool = True  # False: see `BufferSlot.or_first`
 
     def integer(self, name: str) -> int:
         """A u32 attribute."""
@@ -153,10 +159,11 @@ def _quantize_shapes(operands: Operands) -> tuple[Shape, ...]:
 
 def _linear_shapes(operands: Operands) -> tuple[Shape, ...]:
     x, x_scale = operands.inputs[:2]
-    codes, scale, bias = operands.tensors
+    codes, scale, bias = operands.tensors[:3]
     _at_most("codes' cols (K)", codes.cols, MAX_PRODUCT_LENGTH)
     _expect("input", x, x.rows, round_up(codes.cols, 8))
-    _expect("input scale", x_scale, x.rows, 1)
+    if operands.has_scales:
+        _expect("input scale", x_scale, x.rows, 1)
     _expect("scale", scale, 1, codes.rows)
     _expect("bias", bias, 1, codes.rows)
     return (Shape(x.rows, codes.rows),)
@@ -166,6 +173,12 @@ def _linear_add_shapes(operands: Operands) -> tuple[Shape, ...]:
     (y,) = _linear_shapes(operands)
     _expect("residual", operands.inputs[2], *y)
     return (y,)
+
+
+def _linear_levels_shapes(operands: Operands) -> tuple[Shape, ...]:
+    (y,) = _linear_shapes(operands)
+    _expect("multiplier", operands.tensors[3], 1, y.cols)
+    return (Shape(y.rows, round_up(y.cols, 8)),)
 
 
 def _layer_norm_shapes(operands: Operands) -> tuple[Shape, ...]:
@@ -247,7 +260,7 @@ CODES = ("int8", "int4", "pot4", "int6")
 _X = BufferSlot("input", "f32")
 _Y = BufferSlot("output", "f32")
 _LEVELS = BufferSlot("input", "i8")
-_LEVELS_SCALE = BufferSlot("input scale", "f32")
+_LEVELS_SCALE = BufferSlot("input scale", "f32", or_first=True)
 _SCALE = TensorSlot("scale", ("bf16",), is_scale=True)
 _LINEAR_TENSORS = (TensorSlot("codes", CODES, ("tiles", "blocks")), _SCALE, TensorSlot("bias", ("bf16",)))
 _LINEAR_ATTRIBUTES = (Attribute("activation", 0, max(ACTIVATIONS.values())),)
@@ -440,6 +453,16 @@ OPS: dict[str, OpSpec] = {
         whole=True,
         since=2,
     ),
+    "linear_levels": OpSpec(
+        id=18,
+        inputs=(_LEVELS, _LEVELS_SCALE),
+        outputs=(BufferSlot("levels", "i8"),),
+        tensors=(*_LINEAR_TENSORS, TensorSlot("multiplier", ("bf16",))),
+        attributes=(Attribute("activation", 0, len(op_functions.COARSE_ACTIVATIONS) - 1),),
+        shapes=_linear_levels_shapes,
+        function=op_functions.linear_levels,
+        since=2,
+    ),
 }
 
 
@@ -456,10 +479,16 @@ def check_program_kind(spec: OpSpec, inputs: tuple[Shape, ...], max_tokens: int)
         raise ArtifactError("input has 1 row; must have a row a token")
 
 
-def first_version(kind: str, attributes: Attributes) -> int:
+def has_scales(spec: OpSpec, inputs: tuple[int, ...]) -> bool:
+    """Whether the op's levels, of the buffers `inputs`, come with scales (see `BufferSlot.or_first`)."""
+    return not any(slot.or_first and index == inputs[0] for slot, index in zip(spec.inputs, inputs, strict=False))
+
+
+def first_version(kind: str, inputs: tuple[int, ...], attributes: Attributes) -> int:
     """The lowest version of the format that can hold such an op."""
     activation = int(attributes.get("activation", 0))
-    return max(OPS[kind].since, next(version for version, most in MAX_ACTIVATION.items() if activation <= most))
+    since = OPS[kind].since if has_scales(OPS[kind], inputs) else 2
+    return max(since, next(version for version, most in MAX_ACTIVATION.items() if activation <= most))
 
 
 def check_attributes(spec: OpSpec, attributes: Attributes) -> None:

@@ -109,7 +109,7 @@ class Program:
     @property
     def version(self) -> int:
         """The version of the format that a file of it has."""
-        ops = max((first_version(op.kind, op.attributes) for op in self.ops), default=1)
+        ops = max((first_version(op.kind, op.inputs, op.attributes) for op in self.ops), default=1)
         return max(ops, 2 if self.max_tokens else 1)
 
     def validate(self) -> None:

@@ -35,6 +35,7 @@ static const char *const kind_names[LIL_NUM_KINDS] = {
     [LIL_NEIGHBORS] = "neighbors",
     [LIL_CONCAT] = "concat",
     [LIL_TABLE_ATTENTION] = "table_attention",
+    [LIL_LINEAR_LEVELS] = "linear_levels",
 };
 
 static const lil_kernel_table *const tables[LIL_ISA_COUNT] = {

@@ -52,7 +52,7 @@ static void make_quantize(test_case *c) {
     set_part(c, rows);
 }
 
-static void make_product(test_case *c) {
+static void make_product(test_case *c, bool to_levels) {
     const bool deep = one_in(100);
     const size_t rows = random_size(70), depth = deep ? between(1000, 4200) : random_size(one_in(8) ? 600 : 130);
     const size_t outputs = random_size(deep ? 33 : one_in(8) ? 300 : 80), padded = (depth + 7) / 8 * 8;
@@ -65,17 +65,28 @@ static void make_product(test_case *c) {
     add_codes_in_tiles(c, 0, outputs, depth);
     add_bf16(c, 1, outputs, one_in(2) ? 0.005f : 0.1f, false);
     add_bf16(c, 2, outputs, 4.0f, true);
-    add_output(c, 0, rows, outputs, true);
+    if (one_in(3)) {
+        c->call.in[1] = c->call.in[0]; /* no scales */
+    }
+    if (to_levels) {
+        add_bf16(c, 3, outputs, one_in(4) ? 1e4f : 60.0f, true);
+    }
+    add_output(c, 0, rows, to_levels ? (outputs + 7) / 8 * 8 : outputs, !to_levels);
     set_part(c, rows);
 }
 
 static void make_linear(test_case *c) {
-    make_product(c);
+    make_product(c, false);
     c->call.a[0] = (uint32_t)below(FINISH_ADD);
 }
 
+static void make_linear_levels(test_case *c) {
+    make_product(c, true);
+    c->call.a[0] = (uint32_t)below(FINISH_GELU_TANH + 1);
+}
+
 static void make_linear_add(test_case *c) {
-    make_product(c);
+    make_product(c, false);
     (void)add_floats(c, 2, c->call.out[0].rows, c->call.out[0].cols);
 }
 
@@ -232,6 +243,7 @@ static void (*const makers[LIL_NUM_KINDS])(test_case *c) = {
     [LIL_NEIGHBORS] = make_neighbors,
     [LIL_CONCAT] = make_concat,
     [LIL_TABLE_ATTENTION] = make_table_attention,
+    [LIL_LINEAR_LEVELS] = make_linear_levels,
 };
 
 #endif

@@ -114,7 +114,7 @@ typedef struct lil_model {
     uint32_t input;       /* number of the input buffer */
     uint32_t output;      /* number of the output buffer */
     uint32_t input_rows;  /* pixels: height * width; 0 for a sequence program */
-    uint32_t input_cols;  /* channels, 1 byte each */
+    uint32_t input_cols;  /* channels, 1 byte each; 1 for a sequence program: a token id, of 4 bytes */
     uint32_t output_cols; /* float32 outputs, one row of them */
     uint32_t where;       /* after a refusal: see lil_status; otherwise 0 */
     lil_isa isa;          /* whose kernels lil_run takes: the best of this machine, unless lil_use_isa has changed it */
@@ -203,8 +203,9 @@ lil_status lil_run(const lil_model *model, const lil_context *context, const voi
  * model          from a successful lil_open.
  * context        as for lil_run; an arena of lil_sequence_arena_bytes of the sum of all lengths.
  * tokens         the ids of the first sequence, then those of the second, and so on: each below num_token_ids. Not
- *                written.
+ *                written. They MUST NOT change during the call: they are checked first, and read again.
  * lengths        the length of each sequence, 1 to max_tokens, num_sequences of them, at least one; together at most 2^24.
+ *                They MUST NOT change either.
  * output         output_bytes, exactly num_sequences * lil_output_bytes: receives float32 [num_sequences, output_cols].
  * Everything else as for lil_run. */
 lil_status lil_run_sequences(const lil_model *model, const lil_context *context, const uint32_t *tokens,

@@ -41,6 +41,12 @@ typedef struct lil_rule {
     lil_status (*fits)(const lil_operands *operands);
 } lil_rule;
 
+/* A product of levels that need no scales, because they are whole multiples of constants: slot 1 names them again. */
+static inline bool lil_has_no_scales(const lil_op *op) {
+    const bool is_product = op->kind == LIL_LINEAR || op->kind == LIL_LINEAR_ADD || op->kind == LIL_LINEAR_LEVELS;
+    return is_product && op->in[1] == op->in[0];
+}
+
 /* By kind; kind 0 is none. */
 extern const lil_rule lil_rules[LIL_NUM_KINDS];
 

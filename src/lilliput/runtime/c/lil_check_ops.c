@@ -64,17 +64,28 @@ static bool product_fits(const lil_operands *o) {
     const lil_tensor *codes = &o->tensor[0];
     uint64_t padded;
     return codes->cols <= LIL_MAX_DEPTH && lil_align(codes->cols, 8, &padded) && is(x, x->rows, padded) &&
-           is(&o->in[1], x->rows, 1) && holds(&o->tensor[1], 1, codes->rows) && holds(&o->tensor[2], 1, codes->rows) &&
-           is(&o->out[0], x->rows, codes->rows);
+           (o->in[1].dtype == LIL_I8 || is(&o->in[1], x->rows, 1)) && holds(&o->tensor[1], 1, codes->rows) && holds(&o->tensor[2], 1, codes->rows) &&
+           o->out[0].rows == x->rows;
 }
+
 
 static lil_status linear_fits(const lil_operands *o) {
     const uint32_t last = o->version > 1 ? FINISH_TANH : FINISH_GELU;
-    return o->a[0] > last ? LIL_BAD_OP_ATTRIBUTE : shape_status(product_fits(o));
+    return o->a[0] > last ? LIL_BAD_OP_ATTRIBUTE
+                          : shape_status(product_fits(o) && o->out[0].cols == o->tensor[0].rows);
+}
+
+static lil_status linear_levels_fits(const lil_operands *o) {
+    const uint32_t outputs = o->tensor[0].rows;
+    uint64_t padded;
+    return o->a[0] > FINISH_GELU_TANH ? LIL_BAD_OP_ATTRIBUTE
+                                      : shape_status(product_fits(o) && lil_align(outputs, 8, &padded) &&
+                                                     o->out[0].cols == padded && holds(&o->tensor[3], 1, outputs));
 }
 
 static lil_status linear_add_fits(const lil_operands *o) {
-    return shape_status(product_fits(o) && is(&o->in[2], o->out[0].rows, o->out[0].cols));
+    return shape_status(product_fits(o) && o->out[0].cols == o->tensor[0].rows &&
+                        is(&o->in[2], o->out[0].rows, o->out[0].cols));
 }
 
 static lil_status layer_norm_fits(const lil_operands *o) {
@@ -196,6 +207,8 @@ const lil_rule lil_rules[LIL_NUM_KINDS] = {
     [LIL_SCALE_SHIFT] = {{LIL_F32}, {LIL_F32}, NORM_TENSORS, 0, LIL_SEQUENCE_PROGRAM, false, scale_shift_fits},
     [LIL_NEIGHBORS] = {{LIL_F32}, {LIL_F32}, {0}, 0, LIL_SEQUENCE_PROGRAM, true, neighbors_fits},
     [LIL_TABLE_ATTENTION] = {{LIL_F32}, {LIL_F32, LIL_U8}, {0}, 4, LIL_ANY_PROGRAM, true, table_attention_fits},
+    [LIL_LINEAR_LEVELS] = {{LIL_I8, LIL_F32}, {LIL_I8}, {LIL_CODE_TILES_SLOT, LIL_SCALE_SLOT, LIL_BF16_SLOT, LIL_BF16_SLOT},
+                           1, LIL_ANY_PROGRAM, false, linear_levels_fits},
     [LIL_CONCAT] = {{LIL_F32, LIL_F32}, {LIL_F32}, {0}, 0, LIL_SEQUENCE_PROGRAM, false, concat_fits},
 };
 
@@ -211,11 +224,12 @@ static bool tensor_suits(const lil_tensor *tensor, uint8_t slot) {
 
 /* Indices in range, unused slots and attributes 0, types as the rule says; fills `o`. */
 static lil_status check_slots(const lil_model *model, const lil_op *op, const lil_rule *rule, lil_operands *o) {
-    lil_status status = op->reserved == 0 ? LIL_OK : LIL_BAD_OP_SLOT;
+    lil_status status = LIL_OK;
     for (int i = 0; i < LIL_NUM_INPUTS && status == LIL_OK; i++) {
         if (op->in[i] >= (rule->in[i] ? model->num_buffers : 1)) {
             status = LIL_BAD_OP_SLOT;
-        } else if (rule->in[i] && (o->in[i] = lil_buffer_at(model->buffers, op->in[i])).dtype != rule->in[i]) {
+        } else if (rule->in[i] && (o->in[i] = lil_buffer_at(model->buffers, op->in[i])).dtype != rule->in[i] &&
+                   !(i == 1 && lil_has_no_scales(op))) {
             status = LIL_BAD_OP_TYPE;
         }
     }
@@ -240,6 +254,11 @@ static lil_status check_slots(const lil_model *model, const lil_op *op, const li
     return status;
 }
 
+/* The lowest version that can hold the op. */
+static uint32_t first_version(const lil_op *op) {
+    return op->kind > LIL_MEAN_ROWS || lil_has_no_scales(op) || (op->kind == LIL_LINEAR && op->a[0] > FINISH_GELU) ? 2 : 1;
+}
+
 lil_status lil_check_ops(lil_model *model) {
     const uint8_t other = model->max_tokens > 0 ? LIL_IMAGE_PROGRAM : LIL_SEQUENCE_PROGRAM;
     uint32_t version = model->max_tokens > 0 ? 2 : 1; /* that the program needs */
@@ -247,10 +266,10 @@ lil_status lil_check_ops(lil_model *model) {
     for (uint32_t i = 0; i < model->num_ops; i++) {
         const lil_op op = lil_op_at(model->ops, i);
         if (op.kind < LIL_NORMALIZE || op.kind >= LIL_NUM_KINDS || lil_rules[op.kind].program == other ||
-            (model->version == 1 && op.kind > LIL_MEAN_ROWS)) {
+            (model->version == 1 && op.kind > LIL_MEAN_ROWS)) { /* its activations: by the op's rule */
             return lil_refuse(model, LIL_BAD_OP_KIND, i);
         }
-        if (op.kind > LIL_MEAN_ROWS || (op.kind == LIL_LINEAR && op.a[0] > FINISH_GELU)) {
+        if (first_version(&op) > version) {
             version = 2;
         }
         lil_operands o = {.a = op.a, .version = model->version, .max_tokens = model->max_tokens};

@@ -25,7 +25,7 @@
 #define LIL_TOKEN_ALIGNMENT 4u /* of bytes a token */
 #define LIL_NUM_INPUTS 3
 #define LIL_NUM_OUTPUTS 2
-#define LIL_NUM_TENSORS 3
+#define LIL_NUM_TENSORS 4
 #define LIL_NUM_ATTRIBUTES 5
 
 static const uint8_t lil_magic[8] = {0x89, 0x4C, 0x49, 0x4C, 0x0D, 0x0A, 0x1A, 0x0A};
@@ -62,6 +62,7 @@ enum {
     LIL_NEIGHBORS,
     LIL_CONCAT,
     LIL_TABLE_ATTENTION,
+    LIL_LINEAR_LEVELS,
     LIL_NUM_KINDS
 };
 
@@ -110,7 +111,6 @@ typedef struct lil_op {
     uint16_t in[LIL_NUM_INPUTS];
     uint16_t out[LIL_NUM_OUTPUTS];
     uint16_t tensor[LIL_NUM_TENSORS];
-    uint16_t reserved;
     uint32_t a[LIL_NUM_ATTRIBUTES];
 } lil_op;
 static_assert(sizeof(lil_op) == 40, "the file's op record");

@@ -84,21 +84,26 @@ void lil_op_unfold(const lil_call *call, const lil_part *part);
 /* f32 [R, K] -> i8 [R, P8(K)] levels -127..127, padding 0, and f32 [R, 1] scales >= 0. */
 void lil_op_quantize(const lil_call *call, const lil_part *part);
 
-/* i8 [R, P8(K)], f32 [R, 1], codes [N, K] in tiles or blocks, scale bf16 [1, N], bias bf16 [1, N] -> f32 [R, N].
- * K <= 65536, so |sum| <= 65536 * 127 * 127 < 2^31. a of linear: activation, 0 none, 1 relu, 2 gelu; linear_add: in[2] is the residual
+/* i8 [R, P8(K)], f32 [R, 1] or the same again (then all scales are 1), codes [N, K] in tiles or blocks, scale bf16 [1, N], bias bf16 [1, N] -> f32 [R, N].
+ * K <= 65536, so |sum| <= 65536 * 127 * 127 < 2^31. a of linear: activation, 0 to 4 (finish, below); linear_add: in[2] is the residual
  * f32 [R, N]. */
 void lil_op_linear(const lil_call *call, const lil_part *part);
 void lil_op_linear_add(const lil_call *call, const lil_part *part);
 
-/* What happens to a product's scaled sums: the activations of linear, by their numbers in the file, and linear_add's
- * residual. */
+/* As linear, with activations 0 to 3, and then levels: i8 [R, P8(N)], padding 0, of the outputs times a multiplier
+ * each, bf16 [1, N]. Both kinds of gelu are coarse here. */
+void lil_op_linear_levels(const lil_call *call, const lil_part *part);
+
+/* What happens to a product's scaled sums: the activations of linear, by their numbers in the file, or linear_add's
+ * residual; and whether levels are made of it. */
 typedef enum finish {
     FINISH_NONE = 0,
     FINISH_RELU,
     FINISH_GELU,
     FINISH_GELU_TANH,
     FINISH_TANH,
-    FINISH_ADD
+    FINISH_ADD,
+    FINISH_LEVELS = 8 /* may be added to an activation */
 } finish;
 
 /* f32 [R, D], gamma bf16 [1, D], beta bf16 [1, D] -> f32 [R, D]; a: eps (f32 bits, > 0). */

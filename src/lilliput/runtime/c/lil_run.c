@@ -24,6 +24,7 @@ const lil_kernel_table lil_kernels_scalar = {
     [LIL_NEIGHBORS] = lil_op_neighbors,
     [LIL_CONCAT] = lil_op_concat,
     [LIL_TABLE_ATTENTION] = lil_op_table_attention,
+    [LIL_LINEAR_LEVELS] = lil_op_linear_levels,
 };
 
 static const lil_kernel_table *const kernels[LIL_ISA_COUNT] = {
@@ -59,7 +60,7 @@ static const uint8_t divide[LIL_NUM_KINDS] = {
     [LIL_LINEAR] = DIVIDE_ROWS,       [LIL_LINEAR_ADD] = DIVIDE_ROWS,    [LIL_LAYER_NORM] = DIVIDE_ROWS,
     [LIL_ATTENTION] = DIVIDE_HEADS,   [LIL_ADD_POSITIONS] = DIVIDE_ROWS, [LIL_EMBED_TOKENS] = DIVIDE_ROWS,
     [LIL_NORMALIZE_ROWS] = DIVIDE_ROWS, [LIL_SCALE_SHIFT] = DIVIDE_ROWS, [LIL_NEIGHBORS] = DIVIDE_ROWS,
-    [LIL_CONCAT] = DIVIDE_ROWS,       [LIL_TABLE_ATTENTION] = DIVIDE_HEADS,
+    [LIL_CONCAT] = DIVIDE_ROWS,       [LIL_TABLE_ATTENTION] = DIVIDE_HEADS, [LIL_LINEAR_LEVELS] = DIVIDE_ROWS,
 };
 
 enum { MAX_RUN_TOKENS = 1 << 24 }; /* of all sequences that are run together */
@@ -193,6 +194,7 @@ typedef struct job {
     const lil_call *call;
     const run *run;
     size_t count;         /* rows or heads in all; 1 where the op is not divided */
+    int by;               /* DIVIDE_ROWS, DIVIDE_HEADS or 0: what these parts are of */
     size_t per_sequence;  /* 0, or parts of each sequence, where they are taken one by one */
     bool one_row;         /* then: a sequence's output is one row */
     size_t num_threads;
@@ -217,7 +219,7 @@ static void work_on_sequences(const job *j, const lil_part *part) {
         call.out[0].rows = j->one_row ? 1 : length;
         lil_part own = {part->begin > first ? part->begin - first : 0,
                         part->end - first < each ? part->end - first : each, part->scratch};
-        if (j->scratch == NULL) { /* not by heads: all of it */
+        if (j->by != DIVIDE_HEADS) { /* all of it */
             own.end = length;
         }
         j->kernel(&call, &own);
@@ -260,6 +262,7 @@ static void run_op(const run *r, const lil_op *op) {
         .kernel = kernel_of(r->model->isa, op->kind),
         .call = &call,
         .run = r,
+        .by = by,
         .count = by == DIVIDE_ROWS ? call.out[0].rows : by == DIVIDE_HEADS ? call.a[0] : 1,
         .num_threads = num_threads(context),
         .scratch = by == DIVIDE_HEADS ? call.out[1].data : NULL,

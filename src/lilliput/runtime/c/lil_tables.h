@@ -242,4 +242,54 @@ static const lil_cubics LIL_TANH = {
     },
 };
 
+typedef struct lil_lines { /* piecewise linear: the line around each multiple of 1 / LIL_LINES_STEPS */
+    float c1[32], c0[32];
+} lil_lines;
+#define LIL_LINES_STEPS 8.0f
+#define LIL_LINES_END 0x1.f7fffep+1f /* the largest that is nearest to the last one */
+static const lil_lines LIL_GELU_LINES = {
+    .c1 = {
+        0x1.eadabap-2f, 0x1.9a776ep-2f, 0x1.381084p-2f, 0x1.b76b12p-3f,
+        0x1.0fcf56p-3f, 0x1.f4be1ep-5f, 0x1.0d3326p-10f, -0x1.811c68p-5f,
+        -0x1.544ae4p-4f, -0x1.b9c5bcp-4f, -0x1.f5ae1p-4f, -0x1.070634p-3f,
+        -0x1.04d48ap-3f, -0x1.ef7adcp-4f, -0x1.c62a28p-4f, -0x1.93b11p-4f,
+        -0x1.5d1bfcp-4f, -0x1.266a36p-4f, -0x1.e515a2p-5f, -0x1.86df58p-5f,
+        -0x1.345f7p-5f, -0x1.dcc606p-6f, -0x1.695fc8p-6f, -0x1.0cb294p-6f,
+        -0x1.8824e2p-7f, -0x1.18edb4p-7f, -0x1.8b474cp-8f, -0x1.1128f4p-8f,
+        -0x1.72edeap-9f, -0x1.eef7ap-10f, -0x1.4492dap-10f, -0x1.a26e16p-11f,
+    },
+    .c0 = {
+        0x0p+0f, 0x1.628e94p-8f, 0x1.7f752ep-6f, 0x1.a64f2ap-5f,
+        0x1.659c6ep-4f, 0x1.052a1p-3f, 0x1.59a812p-3f, 0x1.a97628p-3f,
+        0x1.ee969p-3f, 0x1.12312ap-2f, 0x1.23ed38p-2f, 0x1.2be16ep-2f,
+        0x1.2a4552p-2f, 0x1.200524p-2f, 0x1.0e931ap-2f, 0x1.ef642cp-3f,
+        0x1.ba827ap-3f, 0x1.821c3p-3f, 0x1.49627ep-3f, 0x1.12eecp-3f,
+        0x1.c159d8p-4f, 0x1.67b6ccp-4f, 0x1.1a360ep-4f, 0x1.b226ep-5f,
+        0x1.47880ep-5f, 0x1.e4d83ep-6f, 0x1.602adap-6f, 0x1.f62d8ep-7f,
+        0x1.5f878cp-7f, 0x1.e34986p-8f, 0x1.464a3p-8f, 0x1.b0cc04p-9f,
+    },
+};
+static const lil_lines LIL_GELU_TANH_LINES = {
+    .c1 = {
+        0x1.eadabap-2f, 0x1.9a782cp-2f, 0x1.3815b2p-2f, 0x1.b78aacp-3f,
+        0x1.10112cp-3f, 0x1.f67044p-5f, 0x1.586c4p-10f, -0x1.7e4e96p-5f,
+        -0x1.52dbdcp-4f, -0x1.b891f6p-4f, -0x1.f4fe4p-4f, -0x1.070fccp-3f,
+        -0x1.055344p-3f, -0x1.f1682ep-4f, -0x1.c8e83ap-4f, -0x1.970074p-4f,
+        -0x1.60a7ap-4f, -0x1.29d5c2p-4f, -0x1.eb02e2p-5f, -0x1.8b609ep-5f,
+        -0x1.372928p-5f, -0x1.dec8ap-6f, -0x1.681944p-6f, -0x1.08b992p-6f,
+        -0x1.7c554ep-7f, -0x1.0adea6p-7f, -0x1.6da394p-8f, -0x1.e8d456p-9f,
+        -0x1.3ea86cp-9f, -0x1.94e3eap-10f, -0x1.f50ad2p-11f, -0x1.2db84ep-11f,
+    },
+    .c0 = {
+        0x0p+0f, 0x1.628afap-8f, 0x1.7f6686p-6f, 0x1.a62d02p-5f,
+        0x1.656d46p-4f, 0x1.04fa72p-3f, 0x1.595bacp-3f, 0x1.a91248p-3f,
+        0x1.ee2f0cp-3f, 0x1.120d3ep-2f, 0x1.23f09p-2f, 0x1.2c24d6p-2f,
+        0x1.2adcfp-2f, 0x1.20fa7p-2f, 0x1.0fe066p-2f, 0x1.f28244p-3f,
+        0x1.bddab4p-3f, 0x1.855314p-3f, 0x1.4c194ep-3f, 0x1.14d3p-3f,
+        0x1.c30a86p-4f, 0x1.671eb6p-4f, 0x1.1769p-4f, 0x1.a8c23ap-5f,
+        0x1.3b4d3cp-5f, 0x1.c8f278p-6f, 0x1.430f86p-6f, 0x1.bd7372p-7f,
+        0x1.2b4a88p-7f, 0x1.87b29cp-8f, 0x1.f2f274p-9f, 0x1.3515bcp-9f,
+    },
+};
+
 #endif

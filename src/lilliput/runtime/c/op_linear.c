@@ -76,29 +76,35 @@ static void product_block(const int8_t *restrict x, size_t rows, size_t padded_k
     }
 }
 
-/* The outputs [n0, n0 + count) of one row. `residual` is that row's, for FINISH_ADD only. */
+/* y[n] is output n0 + n of one row, for n < count; so is residual[n], for FINISH_ADD only. */
 static void finish_row(const lil_call *call, finish how, const int32_t acc[TILE_N], size_t n0, size_t count,
                        float row_scale, const float *restrict residual, float *restrict y) {
     const uint8_t *scale = call->tensor[1].data, *bias = call->tensor[2].data;
     for (size_t n = 0; n < count; n++) {
         const float scaled = ((float)acc[n] * lil_bf16_at(scale, n0 + n)) * row_scale;
         const float value = scaled + lil_bf16_at(bias, n0 + n);
-        switch (how) {
-        case FINISH_NONE: y[n0 + n] = value; break;
-        case FINISH_RELU: y[n0 + n] = lil_relu(value); break;
-        case FINISH_GELU: y[n0 + n] = lil_gelu(value); break;
-        case FINISH_GELU_TANH: y[n0 + n] = lil_gelu_tanh(value); break;
-        case FINISH_TANH: y[n0 + n] = lil_tanh(value); break;
-        case FINISH_ADD: y[n0 + n] = value + residual[n0 + n]; break;
+        switch ((int)how) {
+        case FINISH_LEVELS: /* with activation `none` */
+        case FINISH_NONE: y[n] = value; break;
+        case FINISH_RELU: y[n] = lil_relu(value); break;
+        case FINISH_GELU: y[n] = lil_gelu(value); break;
+        case FINISH_GELU_TANH: y[n] = lil_gelu_tanh(value); break;
+        case FINISH_TANH: y[n] = lil_tanh(value); break;
+        case FINISH_ADD: y[n] = value + residual[n]; break;
+        case FINISH_LEVELS | FINISH_RELU: y[n] = lil_relu(value); break;
+        case FINISH_LEVELS | FINISH_GELU: y[n] = lil_coarse_gelu(&LIL_GELU_LINES, value); break;
+        case FINISH_LEVELS | FINISH_GELU_TANH: y[n] = lil_coarse_gelu(&LIL_GELU_TANH_LINES, value); break;
         }
     }
 }
 
-static void linear(const lil_call *call, const lil_part *part, finish how, const float *residual) {
-    const size_t padded_k = call->in[0].cols, outputs = call->tensor[0].rows;
+static void linear(const lil_call *call, const lil_part *part, finish how) {
+    const size_t padded_k = call->in[0].cols, outputs = call->tensor[0].rows, padded_n = call->out[0].cols;
     const int8_t *x = call->in[0].data;
-    const float *row_scales = call->in[1].data;
-    float *y = call->out[0].data;
+    const float *row_scales = call->in[1].data == call->in[0].data ? NULL : call->in[1].data;
+    const float *residual = how == FINISH_ADD ? call->in[2].data : NULL;
+    float *y = how & FINISH_LEVELS ? NULL : call->out[0].data;
+    int8_t *levels = call->out[0].data;
     for (size_t r0 = part->begin; r0 < part->end; r0 += BLOCK_R) {
         const size_t block_rows = part->end - r0 < BLOCK_R ? part->end - r0 : BLOCK_R;
         for (size_t n0 = 0; n0 < outputs; n0 += TILE_N) {
@@ -106,17 +112,28 @@ static void linear(const lil_call *call, const lil_part *part, finish how, const
             int32_t acc[BLOCK_R][TILE_N];
             product_block(x + r0 * padded_k, block_rows, padded_k, &call->tensor[0], n0 / TILE_N, acc);
             for (size_t r = r0; r < r0 + block_rows; r++) {
-                finish_row(call, how, acc[r - r0], n0, count, row_scales[r],
-                           residual == NULL ? NULL : residual + r * outputs, y + r * outputs);
+                float value[TILE_N], *row = y == NULL ? value : y + r * outputs + n0;
+                finish_row(call, how, acc[r - r0], n0, count, row_scales == NULL ? 1.0f : row_scales[r],
+                           residual == NULL ? NULL : residual + r * outputs + n0, row);
+                for (size_t n = 0; n < count && y == NULL; n++) {
+                    levels[r * padded_n + n0 + n] = lil_static_level(row[n], lil_bf16_at(call->tensor[3].data, n0 + n));
+                }
             }
+        }
+        for (size_t r = r0; r < r0 + block_rows && y == NULL; r++) {
+            memset(levels + r * padded_n + outputs, 0, padded_n - outputs);
         }
     }
 }
 
 void lil_op_linear(const lil_call *call, const lil_part *part) {
-    linear(call, part, (finish)call->a[0], NULL);
+    linear(call, part, (finish)call->a[0]);
 }
 
 void lil_op_linear_add(const lil_call *call, const lil_part *part) {
-    linear(call, part, FINISH_ADD, call->in[2].data);
+    linear(call, part, FINISH_ADD);
+}
+
+void lil_op_linear_levels(const lil_call *call, const lil_part *part) {
+    linear(call, part, (finish)(call->a[0] | FINISH_LEVELS));
 }

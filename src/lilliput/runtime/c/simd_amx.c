@@ -194,21 +194,43 @@ typedef struct sums {
 /* The finishing of the sums of 16 outputs, in portions: between the steps of the next 16, so that the vector units have
  * work while the tile unit has. */
 typedef struct finisher {
-    const finish_target *target;
+    finish_target target; /* begins with the group's first row; levels go to `staged` */
     finish how;
-    size_t begin; /* the group's first row */
+    size_t begin;         /* the group's first row */
     size_t rows;
     size_t rows_a_step;
-    sums *sums;   /* NULL: nothing to do */
+    sums *sums;           /* NULL: nothing to do */
+    int8_t *levels;       /* of the group's first row */
+    size_t padded_outputs;
+    int8_t (*staged)[64];
 } finisher;
+
+/* Levels are made 16 outputs at a time, which would be a quarter of a cache line in each of many rows. They are
+ * collected until lines are whole. */
+static void store_staged(const finisher *f, size_t n, size_t row, size_t until) {
+    const size_t first = n & ~(size_t)63, count = f->padded_outputs - first < 64 ? f->padded_outputs - first : 64;
+    if (n % 64 == 48 || n + 16 >= f->target.outputs) {
+        for (; row < until; row++) {
+            int8_t *to = f->levels + row * f->padded_outputs + first;
+            if (count == 64) {
+                _mm512_storeu_si512(to, _mm512_load_si512(f->staged[row]));
+            } else {
+                memcpy(to, f->staged[row], count);
+            }
+        }
+    }
+}
 
 static void finish_until(const finisher *f, size_t until) {
     sums *s = f->sums;
     until = until < f->rows ? until : f->rows;
     if (s != NULL && s->finished < until) {
-        const size_t left = f->target->outputs - s->n;
-        finish_tile(f->target, f->how, s->row[s->finished], f->begin + s->finished, until - s->finished, s->n,
+        const size_t left = f->target.outputs - s->n;
+        finish_tile(&f->target, f->how, s->row[s->finished], s->finished, until - s->finished, s->n,
                     left < 16 ? left : 16);
+        if (f->how & FINISH_LEVELS) {
+            store_staged(f, s->n, s->finished, until);
+        }
         s->finished = until;
     }
 }
@@ -266,12 +288,30 @@ static void multiply_any(const row_group *g, weight_stream *w, size_t step, sums
 }
 
 static void linear_group(const lil_call *call, finish how, const row_group *g, size_t begin, size_t rows) {
-    const finish_target target = finish_target_of(call);
+    _Alignas(64) int8_t staged[MAX_TILES * TILE_ROWS][64];
     sums both[2];
     weight_stream w;
     begin_stream(&w, &call->tensor[0], g->padded_k);
-    const size_t tiles_n = (target.outputs + 15) / 16, steps = w.steps / tiles_n;
-    finisher f = {.target = &target, .how = how, .begin = begin, .rows = rows, .rows_a_step = (rows + steps - 1) / steps};
+    const size_t tiles_n = (call->tensor[0].rows + 15) / 16, steps = w.steps / tiles_n;
+    finisher f = {
+        .target = finish_target_of(call),
+        .how = how,
+        .begin = begin,
+        .rows = rows,
+        .rows_a_step = (rows + steps - 1) / steps,
+        .padded_outputs = call->out[0].cols,
+        .staged = staged,
+    };
+    f.target.row_scales += begin * f.target.row_step;
+    if (how & FINISH_LEVELS) {
+        f.levels = f.target.levels + begin * f.target.stride;
+        f.target.levels = staged[0];
+        f.target.stride = sizeof staged[0];
+        f.target.column_mask = sizeof staged[0] - 1;
+    } else {
+        f.target.y += begin * f.target.stride;
+        f.target.residual = how == FINISH_ADD ? f.target.residual + begin * f.target.stride : NULL;
+    }
     for (size_t n = 0; n < tiles_n; n++) {
         sums *now = &both[n % 2];
         now->n = 16 * n;
@@ -324,6 +364,14 @@ static void linear_activated(const lil_call *call, const lil_part *part) {
     linear(call, part, (finish)call->a[0]);
 }
 
+static void linear_levels(const lil_call *call, const lil_part *part) {
+    if (!suits(call, part)) {
+        lil_kernels_avx512[LIL_LINEAR_LEVELS](call, part);
+        return;
+    }
+    linear(call, part, (finish)(call->a[0] | FINISH_LEVELS));
+}
+
 static void linear_add(const lil_call *call, const lil_part *part) {
     if (!suits(call, part)) {
         lil_kernels_avx512[LIL_LINEAR_ADD](call, part);
@@ -335,6 +383,7 @@ static void linear_add(const lil_call *call, const lil_part *part) {
 const lil_kernel_table lil_kernels_amx = {
     [LIL_LINEAR] = linear_activated,
     [LIL_LINEAR_ADD] = linear_add,
+    [LIL_LINEAR_LEVELS] = linear_levels,
     [LIL_TABLE_ATTENTION] = table_attention,
 };
 

@@ -26,6 +26,7 @@ const lil_kernel_table lil_kernels_avx2 = {
     [LIL_LINEAR] = linear,
     [LIL_LINEAR_ADD] = linear_add,
     [LIL_LAYER_NORM] = layer_norm,
+    [LIL_LINEAR_LEVELS] = linear_levels,
     [LIL_ATTENTION] = attention,
     [LIL_TABLE_ATTENTION] = table_attention,
     [LIL_PREPEND_TOKEN] = prepend_token,

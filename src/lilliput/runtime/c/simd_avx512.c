@@ -19,6 +19,10 @@ static void linear(const lil_call *call, const lil_part *part) {
     linear_vnni(call, part, (finish)call->a[0]);
 }
 
+static void linear_levels(const lil_call *call, const lil_part *part) {
+    linear_vnni(call, part, (finish)(call->a[0] | FINISH_LEVELS));
+}
+
 static void linear_add(const lil_call *call, const lil_part *part) {
     linear_vnni(call, part, FINISH_ADD);
 }
@@ -35,6 +39,7 @@ const lil_kernel_table lil_kernels_avx512 = {
     [LIL_LINEAR] = linear,
     [LIL_LINEAR_ADD] = linear_add,
     [LIL_LAYER_NORM] = layer_norm,
+    [LIL_LINEAR_LEVELS] = linear_levels,
     [LIL_ATTENTION] = attention,
     [LIL_TABLE_ATTENTION] = table_attention,
     [LIL_PREPEND_TOKEN] = prepend_token,

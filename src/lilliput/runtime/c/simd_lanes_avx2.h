@@ -177,6 +177,9 @@ LIL_INLINE lanes lanes_times_power(lanes p, lanes biased) {
     return (lanes){lanes_add_exponent(p.low, biased.low), lanes_add_exponent(p.high, biased.high)};
 }
 /* Lane i of x[c]: table[k[i]][c]. Eight loads of four and a transposition take less than four gathers. */
+LIL_INLINE lanes lanes_look_up(const float table[32], lanes_i32 k) {
+    return (lanes){_mm256_i32gather_ps(table, k.low, 4), _mm256_i32gather_ps(table, k.high, 4)};
+}
 #define LIL_LOOK_UP_FOURS
 LIL_INLINE void lanes_look_up_8(const float table[32][4], __m256i k, __m256 x[4]) {
     _Alignas(32) uint32_t row[8];

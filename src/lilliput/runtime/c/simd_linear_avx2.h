@@ -341,6 +341,10 @@ static void linear(const lil_call *call, const lil_part *part) {
     linear_any(call, part, (finish)call->a[0]);
 }
 
+static void linear_levels(const lil_call *call, const lil_part *part) {
+    linear_any(call, part, (finish)(call->a[0] | FINISH_LEVELS));
+}
+
 static void linear_add(const lil_call *call, const lil_part *part) {
     linear_any(call, part, FINISH_ADD);
 }

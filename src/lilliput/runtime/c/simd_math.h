@@ -33,6 +33,12 @@ LIL_INLINE void lanes_exp2(lanes *x, size_t n) {
     }
 }
 
+/* Levels whose scale is a constant of the file: rint(clamp(x * multiplier, -127, 127)). */
+LIL_INLINE lanes_i32 lanes_static_levels(lanes x, lanes multiplier) {
+    const lanes scaled = lanes_max(lanes_mul(x, multiplier), lanes_set(-127.0f)); /* NaN becomes -127 */
+    return lanes_round(lanes_min(scaled, lanes_set(127.0f)));
+}
+
 LIL_INLINE lanes lanes_relu(lanes x) {
     return lanes_max(x, lanes_zero());
 }
@@ -58,6 +64,14 @@ LIL_INLINE lanes lanes_gelu(lanes x) {
 
 LIL_INLINE lanes lanes_gelu_tanh(lanes x) {
     return lanes_sub(lanes_relu(x), lanes_piecewise(&LIL_GELU_TANH, x));
+}
+
+/* Either gelu, where its levels are all that is wanted. */
+LIL_INLINE lanes lanes_coarse_gelu(const lil_lines *p, lanes x) {
+    const lanes a = lanes_min(lanes_abs(x), lanes_set(LIL_LINES_END)); /* NaN becomes the end */
+    const lanes_i32 k = lanes_round(lanes_mul(a, lanes_set(LIL_LINES_STEPS)));
+    const lanes h = lanes_add(lanes_mul(lanes_look_up(p->c1, k), a), lanes_look_up(p->c0, k));
+    return lanes_sub(lanes_relu(x), h);
 }
 
 LIL_INLINE lanes lanes_tanh(lanes x) {

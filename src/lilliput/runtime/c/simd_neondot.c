@@ -22,6 +22,7 @@ static void table_attention(const lil_call *call, const lil_part *part) {
 const lil_kernel_table lil_kernels_neondot = {
     [LIL_LINEAR] = linear_activated,
     [LIL_LINEAR_ADD] = linear_add,
+    [LIL_LINEAR_LEVELS] = linear_levels,
     [LIL_ATTENTION] = attention,
     [LIL_TABLE_ATTENTION] = table_attention,
 };

@@ -213,6 +213,10 @@ static void linear_activated(const lil_call *call, const lil_part *part) {
     linear(call, part, (finish)call->a[0]);
 }
 
+static void linear_levels(const lil_call *call, const lil_part *part) {
+    linear(call, part, (finish)(call->a[0] | FINISH_LEVELS));
+}
+
 static void linear_add(const lil_call *call, const lil_part *part) {
     linear(call, part, FINISH_ADD);
 }

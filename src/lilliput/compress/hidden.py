@@ -1,0 +1,52 @@
+"""Constant scales for the hidden activations of feed-forward layers, found on examples before weights are rounded.
+
+Then the file needs no float of the hidden layer, and no pass over it to find its scales. Scales are folded into the
+weights that read the channels, half of each channel's size: with all of it a rounded weight would have to be exact in
+channels that are large, with nothing of it activations would have to be in those that are small (Xiao et al. 2023,
+SmoothQuant, equation 4 with alpha = 1/2, there between a norm and the layer behind it).
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lilliput.compress.base import Model
+from lilliput.models.layers import Linear, Mlp
+from lilliput.models.stack import LEVELS, round_bf16
+
+
+def hidden_readers(model: Model) -> dict[str, Linear]:
+    """By name: the layers whose input is the hidden activation of a feed-forward layer."""
+    return {f"{name}.fc2": module.fc2 for name, module in model.named_modules() if isinstance(module, Mlp)}
+
+
+@torch.no_grad()
+def largest_inputs(linears: dict[str, Linear], run: Callable[[], object]) -> dict[str, Tensor]:
+    """The largest magnitude of each channel of each layer's input, [K], while `run` goes on."""
+    largest = {name: torch.zeros(linear.in_features) for name, linear in linears.items()}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            found = inputs[0].detach().abs().flatten(end_dim=-2).amax(dim=0)
+            largest[name] = torch.maximum(largest[name], found.to(largest[name].device))
+
+        return look
+
+    hooks = [linear.register_forward_pre_hook(watch(name)) for name, linear in linears.items()]
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return largest
+
+
+def multiplier_of(largest: Tensor) -> Tensor:
+    """From a channel's largest magnitude to its levels a unit: geometrically halfway between those that this channel
+    and the largest one would fill the range with."""
+    top = largest.max()
+    if not top > 0:
+        return torch.full_like(largest, LEVELS)
+    geometric = (largest.clamp_min(1e-4 * top) * top).sqrt()
+    return round_bf16(LEVELS / geometric)
