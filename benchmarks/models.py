@@ -59,7 +59,9 @@ def random_model(
             mask.mask.copy_(block_mask(linear.weight.shape[0], linear.weight.shape[1], zero_blocks, block))
             push(linear, "weight", mask)
         _centre_logits(model.eval(), seed)
-    Quantization(quantize).attach(model)
+    quantization = Quantization(quantize)
+    quantization.calibrate(model, lambda: model(_random_pixels(model, seed)))
+    quantization.attach(model)
     metadata = {
         "labels": list(CLASSES),
         "provenance": {"lilliput": lilliput.__version__, "recipe": "random weights", "seed": seed},
@@ -77,9 +79,13 @@ def block_mask(rows: int, cols: int, share: float, block: tuple[int, int]) -> Te
 
 def _centre_logits(model: ViT, seed: int) -> None:
     """Take each class's mean logit away: otherwise random weights give nearly every image the same class."""
+    model.head.bias.sub_(model(_random_pixels(model, seed)).mean(dim=0))
+
+
+def _random_pixels(model: ViT, seed: int) -> Tensor:
     height, width, channels = model.image_shape
-    pixels = torch.from_numpy(random_images(CENTRING_IMAGES, (height, width, channels), seed + 2)).permute(0, 3, 1, 2)
-    model.head.bias.sub_(model(pixels.float()).mean(dim=0))
+    images = random_images(CENTRING_IMAGES, (height, width, channels), seed + 2)
+    return torch.from_numpy(images).permute(0, 3, 1, 2).float()
 
 
 def _flat(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -15,6 +15,7 @@ import torch
 
 import lilliput
 from lilliput import artifact
+from lilliput.compress.hidden import fix_hidden_scales
 from lilliput.compress.quantize import attach_quantizers
 from lilliput.lower import lower
 from lilliput.models.encoder import EncoderLayerSettings, EncoderSettings, TextEncoder
@@ -22,6 +23,7 @@ from lilliput.program.builder import with_golden
 from lilliput.program.formats import WEIGHT_FORMATS
 from lilliput.program.program import Program
 
+CALIBRATION_TEXTS = 16
 GOLDEN_TOKENS = (1, 3, 17)
 
 
@@ -37,7 +39,9 @@ def random_text_model(
             if parameter.ndim == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.05)
     tables = ("words", "positions")
-    attach_quantizers(model.eval(), lambda name: embedding_format if name in tables else weight_format)
+    tokens = torch.randint(settings.vocabulary_size, (CALIBRATION_TEXTS, min(128, settings.num_positions)))
+    fix_hidden_scales(model.eval(), lambda: model(tokens, torch.ones_like(tokens, dtype=torch.bool)))
+    attach_quantizers(model, lambda name: embedding_format if name in tables else weight_format)
     program = lower(model, {"provenance": {"lilliput": lilliput.__version__, "recipe": "random weights", "seed": seed}})
     rng = np.random.default_rng(seed)
     lengths = [min(tokens, program.max_tokens) for tokens in GOLDEN_TOKENS]

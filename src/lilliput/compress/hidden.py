@@ -50,3 +50,10 @@ def multiplier_of(largest: Tensor) -> Tensor:
         return torch.full_like(largest, LEVELS)
     geometric = (largest.clamp_min(1e-4 * top) * top).sqrt()
     return round_bf16(LEVELS / geometric)
+
+
+def fix_hidden_scales(model: Model, run: Callable[[], object]) -> None:
+    """Make the scales of all hidden activations constants, from what `run` puts through the model."""
+    readers = hidden_readers(model)
+    for name, largest in largest_inputs(readers, run).items():
+        readers[name].fix_input_scales(multiplier_of(largest))

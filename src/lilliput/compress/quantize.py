@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lilliput.compress.base import Claim, Pass
-from lilliput.compress.hidden import hidden_readers, largest_inputs, multiplier_of
+from lilliput.compress.hidden import fix_hidden_scales
 from lilliput.config import QuantizeSettings
 from lilliput.models.encoder import TextEncoder
 from lilliput.models.layers import NoNorm
@@ -31,9 +31,7 @@ class Quantization(Pass):
 
     def calibrate(self, model: ViT, run: Callable[[], object]) -> None:
         if self.settings.hidden == "static":
-            readers = hidden_readers(model)
-            for name, largest in largest_inputs(readers, run).items():
-                readers[name].fix_input_scales(multiplier_of(largest))
+            fix_hidden_scales(model, run)
 
     def attach(self, model: ViT) -> None:
         weights, embeddings = self.settings.weight_format, self.settings.embedding_format
