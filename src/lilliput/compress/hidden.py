@@ -15,6 +15,8 @@ from lilliput.compress.base import Model
 from lilliput.models.layers import Linear, Mlp
 from lilliput.models.stack import LEVELS, round_bf16
 
+HEADROOM = 1.5  # over what was seen: other examples have larger values
+
 
 def hidden_readers(model: Model) -> dict[str, Linear]:
     """By name: the layers whose input is the hidden activation of a feed-forward layer."""
@@ -44,12 +46,12 @@ def largest_inputs(linears: dict[str, Linear], run: Callable[[], object]) -> dic
 
 def multiplier_of(largest: Tensor) -> Tensor:
     """From a channel's largest magnitude to its levels a unit: geometrically halfway between those that this channel
-    and the largest one would fill the range with."""
+    and the largest one would fill the range with, and never so many that what is half as large again would be cut."""
     top = largest.max()
     if not top > 0:
         return torch.full_like(largest, LEVELS)
     geometric = (largest.clamp_min(1e-4 * top) * top).sqrt()
-    return round_bf16(LEVELS / geometric)
+    return round_bf16(LEVELS / torch.maximum(geometric, HEADROOM * largest))
 
 
 def fix_hidden_scales(model: Model, run: Callable[[], object]) -> None:

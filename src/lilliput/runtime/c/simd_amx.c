@@ -161,7 +161,7 @@ static void begin_stream(weight_stream *w, const lil_constant *codes, size_t pad
     }
 }
 
-/* Add one step's products to the sums: tile t of activations starts at a[t]. `tiles` is a literal at each call. */
+/* Add one step's products to the sums: tile t of activations starts at a[t]. */
 LIL_INLINE void multiply(const int8_t *const a[MAX_TILES], size_t k, size_t stride, const uint8_t *b, size_t tiles) {
     _tile_loadd(7, b, 64);
     _tile_loadd(5, a[0] + k, stride);
@@ -236,8 +236,8 @@ static void finish_until(const finisher *f, size_t until) {
 }
 
 /* The sums of all the group's rows for the stream's next 16 outputs, its tiles from number `step` on. */
-LIL_INLINE void multiply_all(const row_group *g, weight_stream *w, size_t step, size_t tiles, sums *out,
-                             const finisher *f) {
+static void multiply_all(const row_group *g, weight_stream *w, size_t step, sums *out, const finisher *f) {
+    const size_t tiles = g->tiles;
     const int8_t *rows[MAX_TILES], *tails[MAX_TILES];
     const size_t whole = g->padded_k / STEP * STEP, steps = (g->padded_k + STEP - 1) / STEP;
     for (size_t t = 0; t < tiles; t++) {
@@ -277,16 +277,6 @@ LIL_INLINE void multiply_all(const row_group *g, weight_stream *w, size_t step, 
     }
 }
 
-static void multiply_any(const row_group *g, weight_stream *w, size_t step, sums *out, const finisher *f) {
-    switch (g->tiles) {
-    case 1: multiply_all(g, w, step, 1, out, f); break;
-    case 2: multiply_all(g, w, step, 2, out, f); break;
-    case 3: multiply_all(g, w, step, 3, out, f); break;
-    case 4: multiply_all(g, w, step, 4, out, f); break;
-    case 5: multiply_all(g, w, step, 5, out, f); break;
-    }
-}
-
 static void linear_group(const lil_call *call, finish how, const row_group *g, size_t begin, size_t rows) {
     _Alignas(64) int8_t staged[MAX_TILES * TILE_ROWS][64];
     sums both[2];
@@ -316,7 +306,7 @@ static void linear_group(const lil_call *call, finish how, const row_group *g, s
         sums *now = &both[n % 2];
         now->n = 16 * n;
         now->finished = 0;
-        multiply_any(g, &w, n * steps, now, &f);
+        multiply_all(g, &w, n * steps, now, &f);
         f.sums = now;
     }
     finish_until(&f, rows);

@@ -10,7 +10,6 @@
 
 #include "simd_lanes_avx2.h"
 #include "simd_rows.h"
-#include "simd_attention.h"
 #include "simd_table_attention.h"
 #include "simd_linear_avx2.h"
 
@@ -27,7 +26,6 @@ const lil_kernel_table lil_kernels_avx2 = {
     [LIL_LINEAR_ADD] = linear_add,
     [LIL_LAYER_NORM] = layer_norm,
     [LIL_LINEAR_LEVELS] = linear_levels,
-    [LIL_ATTENTION] = attention,
     [LIL_TABLE_ATTENTION] = table_attention,
     [LIL_PREPEND_TOKEN] = prepend_token,
     [LIL_ADD_POSITIONS] = add_positions,

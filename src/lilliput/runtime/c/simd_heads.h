@@ -1,5 +1,5 @@
-/* What both attentions share, on sixteen lanes: a head's levels as tiles of 16 x 4, and the mixing of its values.
- * Internal; included once by each simd_<isa>.c. */
+/* A head's levels as tiles of 16 x 4, on sixteen lanes, and the mixing of its values. Internal; included once by each
+ * simd_<isa>.c. */
 #ifndef LIL_SIMD_HEADS_H
 #define LIL_SIMD_HEADS_H
 
@@ -26,8 +26,6 @@ typedef struct head {
     int8_t *values;
     int8_t *queries;
     float *key_scales;
-    float *value_scales;
-    int32_t *key_sums; /* -LIL_OFFSET times the sum of a key's levels */
     float *scores;
     int8_t *probabilities;
 } head;

@@ -17,8 +17,6 @@ typedef struct lanes_i32 {
     __m256i low, high;
 } lanes_i32;
 
-/* What 16 registers hold: chains of dependent operations side by side, and what attention multiplies together. */
-#define LIL_CHAINS 2
 #define LIL_KEYS 4
 #define LIL_MIXED 4
 #define LIL_SLICES 1
@@ -143,13 +141,6 @@ LIL_INLINE lanes lanes_largest16(const lanes x[16]) {
     return (lanes){lanes_largest8(x), lanes_largest8(x + 8)};
 }
 
-/* The format's tree: lane j + lane j+8, then +4, +2, +1. */
-LIL_INLINE float lanes_tree(lanes x) {
-    const __m256 eight = _mm256_add_ps(x.low, x.high);
-    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-}
 /* The largest lane; none is NaN, or all are. */
 LIL_INLINE float lanes_largest(lanes x) {
     const __m256 eight = _mm256_max_ps(x.low, x.high);
@@ -171,10 +162,6 @@ LIL_INLINE lanes lanes_from_i32(lanes_i32 x) {
 LIL_INLINE __m256 lanes_add_exponent(__m256 p, __m256 biased) {
     const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(biased), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(p), exponent));
-}
-/* p * 2^n, where `biased` = n + 1.5 * 2^23 holds n in its lowest bits, and p and the result are normal numbers. */
-LIL_INLINE lanes lanes_times_power(lanes p, lanes biased) {
-    return (lanes){lanes_add_exponent(p.low, biased.low), lanes_add_exponent(p.high, biased.high)};
 }
 /* Lane i of x[c]: table[k[i]][c]. Eight loads of four and a transposition take less than four gathers. */
 LIL_INLINE lanes lanes_look_up(const float table[32], lanes_i32 k) {

@@ -10,9 +10,6 @@
 
 #define LIL_INLINE static inline __attribute__((always_inline))
 
-/* Chains of dependent operations that are worked on together. */
-#define LIL_CHAINS 4
-
 typedef __m512 lanes;
 typedef __m512i lanes_i32;
 
@@ -114,14 +111,6 @@ LIL_INLINE lanes lanes_largest16(const lanes x[16]) {
     LIL_REDUCE_16(lanes_max, x);
 }
 
-/* The format's tree: lane j + lane j+8, then +4, +2, +1. */
-LIL_INLINE float lanes_tree(lanes x) {
-    const __m256 upper = _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1));
-    const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(x), upper);
-    const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-}
 /* The largest lane; none is NaN, or all are. */
 LIL_INLINE float lanes_largest(lanes x) {
     return _mm512_reduce_max_ps(x);
@@ -136,11 +125,6 @@ LIL_INLINE lanes_i32 lanes_truncate(lanes x) {
 }
 LIL_INLINE lanes lanes_from_i32(lanes_i32 x) {
     return _mm512_cvtepi32_ps(x);
-}
-/* p * 2^n, where `biased` = n + 1.5 * 2^23 holds n in its lowest bits, and p and the result are normal numbers. */
-LIL_INLINE lanes lanes_times_power(lanes p, lanes biased) {
-    const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(biased), 23);
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), exponent));
 }
 /* table[k] of 32, for each lane. */
 LIL_INLINE lanes lanes_look_up(const float table[32], lanes_i32 k) {

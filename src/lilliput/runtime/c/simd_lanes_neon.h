@@ -22,9 +22,6 @@ typedef struct lanes_i32 {
 #define LIL_MIXED 4
 #define LIL_SLICES 1
 
-/* Chains of dependent operations that are worked on together: one, which here is four registers. */
-#define LIL_CHAINS 1
-
 /* Return four registers, each made by `expression` of `i`. Written out, with constants: compilers that leave such a
  * loop as it is would put the registers into memory. */
 #define LANES_EACH(type, expression)                                                                                  \
@@ -167,12 +164,6 @@ LIL_INLINE lanes lanes_tree16(const lanes x[16]) {
     LANES_EACH(lanes, lanes_tree4(x + 4 * i));
 }
 
-LIL_INLINE float lanes_tree(lanes x) {
-    const float32x4_t four = lanes_fours_sum(x);
-    const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
-    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
-}
-
 LIL_INLINE float32x4_t lanes_fours_largest(lanes x) {
     return vmaxq_f32(vmaxq_f32(x.val[0], x.val[1]), vmaxq_f32(x.val[2], x.val[3]));
 }
@@ -200,14 +191,6 @@ LIL_INLINE lanes_i32 lanes_truncate(lanes x) {
 }
 LIL_INLINE lanes lanes_from_i32(lanes_i32 x) {
     LANES_EACH(lanes, vcvtq_f32_s32(x.val[i]));
-}
-LIL_INLINE float32x4_t lanes_add_exponent(float32x4_t p, float32x4_t biased) {
-    const uint32x4_t exponent = vshlq_n_u32(vreinterpretq_u32_f32(biased), 23);
-    return vreinterpretq_f32_u32(vaddq_u32(vreinterpretq_u32_f32(p), exponent)); /* unsigned: lanes past the end wrap */
-}
-/* p * 2^n, where `biased` = n + 1.5 * 2^23 holds n in its lowest bits, and p and the result are normal numbers. */
-LIL_INLINE lanes lanes_times_power(lanes p, lanes biased) {
-    LANES_EACH(lanes, lanes_add_exponent(p.val[i], biased.val[i]));
 }
 /* A table instruction sees 64 bytes; beyond them it gives 0 (tbl), or leaves what was (tbx). */
 LIL_INLINE float32x4_t lanes_look_up_4(uint8x16x4_t lower, uint8x16x4_t upper, int32x4_t k) {

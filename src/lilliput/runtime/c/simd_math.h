@@ -1,4 +1,4 @@
-/* exp2 and the activations on sixteen lanes. Internal; each equals its scalar twin of lil_math.h bit for bit. */
+/* The activations on sixteen lanes. Internal; each equals its scalar twin of lil_math.h bit for bit. */
 #ifndef LIL_SIMD_MATH_H
 #define LIL_SIMD_MATH_H
 
@@ -7,31 +7,6 @@
 #ifndef LIL_SIMD_LANES_H
 #error "include one simd_lanes_*.h first"
 #endif
-
-/* x[i] = 2^x[i] for x[i] <= 0 or NaN (then 2^-126), step by step for all n (1..LIL_CHAINS, a literal): a processor
- * looks ahead too little to find the next chain of so many dependent operations by itself. */
-LIL_INLINE void lanes_exp2(lanes *x, size_t n) {
-    const lanes magic = lanes_set(12582912.0f); /* 1.5 * 2^23: adding it rounds, see lil_rint */
-    lanes biased[LIL_CHAINS], p[LIL_CHAINS];
-    LIL_UNROLL
-    for (size_t i = 0; i < n; i++) {
-        x[i] = lanes_max(x[i], lanes_set(-126.0f));
-        biased[i] = lanes_add(x[i], magic);
-        x[i] = lanes_sub(x[i], lanes_sub(biased[i], magic));
-        p[i] = lanes_set(LIL_EXP2_C[0]);
-    }
-    LIL_UNROLL
-    for (int c = 1; c < 4; c++) {
-        LIL_UNROLL
-        for (size_t i = 0; i < n; i++) {
-            p[i] = lanes_add(lanes_mul(p[i], x[i]), lanes_set(LIL_EXP2_C[c]));
-        }
-    }
-    LIL_UNROLL
-    for (size_t i = 0; i < n; i++) { /* p is 0.7 to 1.5, and above 1 where n is -126: a normal number */
-        x[i] = lanes_times_power(p[i], biased[i]);
-    }
-}
 
 /* Levels whose scale is a constant of the file: rint(clamp(x * multiplier, -127, 127)). */
 LIL_INLINE lanes_i32 lanes_static_levels(lanes x, lanes multiplier) {

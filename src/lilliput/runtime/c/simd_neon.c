@@ -4,7 +4,6 @@
 #if LIL_ARM
 #define NEON_DOT 0
 #include "simd_lanes_neon.h"
-#include "simd_attention.h"
 #include "simd_table_attention.h"
 #include "simd_product_neon.h"
 #include "simd_rows.h"
@@ -22,7 +21,6 @@ const lil_kernel_table lil_kernels_neon = {
     [LIL_LINEAR_ADD] = linear_add,
     [LIL_LAYER_NORM] = layer_norm,
     [LIL_LINEAR_LEVELS] = linear_levels,
-    [LIL_ATTENTION] = attention,
     [LIL_TABLE_ATTENTION] = table_attention,
     [LIL_PREPEND_TOKEN] = prepend_token,
     [LIL_ADD_POSITIONS] = add_positions,

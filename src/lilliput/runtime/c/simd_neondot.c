@@ -10,7 +10,6 @@
 
 #define NEON_DOT 1
 #include "simd_lanes_neon.h"
-#include "simd_attention.h"
 #include "simd_table_attention.h"
 #include "simd_product_neon.h"
 
@@ -23,7 +22,6 @@ const lil_kernel_table lil_kernels_neondot = {
     [LIL_LINEAR] = linear_activated,
     [LIL_LINEAR_ADD] = linear_add,
     [LIL_LINEAR_LEVELS] = linear_levels,
-    [LIL_ATTENTION] = attention,
     [LIL_TABLE_ATTENTION] = table_attention,
 };
 
