@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
+from lilliput.compress_config import ImageCompressRecipe, TextCompressRecipe
 from lilliput.config import BLOCK, INT6_BLOCK, ModelSettings, Recipe, load_recipe, parse_recipe
 from lilliput.errors import RecipeError
 from lilliput.program.formats import TILE_ROWS, WEIGHT_FORMATS
-from lilliput.text_config import CompressRecipe
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "unknown field": ({"train": {"epoch": 3}}, r"unknown field 'train\.epoch'; allowed: batch_size, .*epochs"),
-    "unknown table": ({"tain": {}}, r"unknown field 'tain'; allowed: augment, data, .*train"),
+    "unknown table": ({"tain": {}}, r"unknown field 'tain'; allowed: augment, .*data, .*train"),
     "unknown field in a list": (
         {"model": {"stem": [{"chanels": 3}]}},
         r"unknown field 'model\.stem\.0\.chanels'; allowed: channels, kernel_size, padding, stride \(and 1 more\)",
@@ -64,11 +64,28 @@ def test_refused_in_one_line(case: str) -> None:
 
 
 def test_recipes_of_the_project_are_valid() -> None:
+    kinds: dict[str, type[Recipe | TextCompressRecipe | ImageCompressRecipe]] = {
+        "cifar10": Recipe,
+        "deit-pot4": ImageCompressRecipe,
+        "digits": Recipe,
+        "fashion-mnist": Recipe,
+        "minilm-pot4": TextCompressRecipe,
+    }
     recipes = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
-    assert {path.stem for path in recipes} >= {"digits", "fashion-mnist", "cifar10"}
+    assert [path.stem for path in recipes] == list(kinds)
     for path in recipes:
-        recipe = load_recipe(path, None, CompressRecipe) if path.stem == "minilm-pot4" else load_recipe(path)
-        assert recipe.name == path.stem
+        assert load_recipe(path, None, kinds[path.stem]).name == path.stem
+
+
+def test_a_recipe_of_the_other_command_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "compress.toml").write_text('command = "compress"\n')
+    with pytest.raises(RecipeError, match=r"compress\.toml: command: Input should be 'run', got 'compress'$"):
+        load_recipe(tmp_path / "compress.toml")
+    (tmp_path / "run.toml").write_text('command = "run"\n')
+    for kind in (TextCompressRecipe, ImageCompressRecipe):
+        assert load_recipe(tmp_path / "compress.toml", None, kind).command == "compress"
+        with pytest.raises(RecipeError, match=r"run\.toml: command: Input should be 'compress', got 'run'$"):
+            load_recipe(tmp_path / "run.toml", None, kind)
 
 
 def test_overrides(tmp_path: Path) -> None:

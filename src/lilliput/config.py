@@ -258,6 +258,7 @@ STAGE_NOT_AFTER: dict[str, tuple[str, ...]] = {
 class Recipe(Settings):
     """One experiment: data, model, and stages in order."""
 
+    command: Literal["run"] = Field(default="run", description="which command the recipe is for")
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=0, ge=0)
     stages: Annotated[tuple[StageName, ...], Field(min_length=1)] = (

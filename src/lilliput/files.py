@@ -5,16 +5,19 @@ import os
 import tempfile
 from pathlib import Path
 
-from lilliput.errors import FailureError
+from lilliput.errors import FailureError, UserError
 
 
 def write_atomic(path: str | Path, data: bytes | bytearray | memoryview) -> None:
     """Write `data` beside `path`, flush it to the disk, then rename it over `path`.
 
     Raises:
+        UserError: `path` is there and is no file (a folder, a device).
         FailureError: the disk is full or the folder cannot be written; `path` is as it was before.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot write {path}: it is there and is not a file; give the path of a file")
     temporary: str | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

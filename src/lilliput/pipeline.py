@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import PartialState
-from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 
@@ -68,12 +67,13 @@ class Run(StagedRun):
             PIPELINE_VERSION, lilliput.__version__, recipe.seed, recipe.data, recipe.model, _fingerprint(self.data)
         )
 
-    def settings(self, stage: str) -> tuple[BaseModel, ...]:
+    def settings(self, stage: str) -> tuple[object, ...]:
         settings = getattr(self.recipe, stage)
         return (settings, self.recipe.augment) if isinstance(settings, LoopSettings) else (settings,)
 
-    def products(self, stage: str) -> tuple[str, ...] | None:
-        return PRODUCTS.get(stage)
+    @property
+    def products(self) -> dict[str, tuple[str, ...]]:
+        return PRODUCTS
 
     def work(self, index: int, checkpoint: Path) -> dict[str, Any]:
         stage = self.stages[index]
@@ -114,7 +114,9 @@ def _refuse_early(state: Run) -> None:
     """Build and lower an untrained model, so that what cannot be exported is refused before anything is trained."""
     model = state.model()
     if "export" in state.recipe.stages:
-        Quantization(state.recipe.quantize).attach(model)
+        quantization = Quantization(state.recipe.quantize)
+        quantization.calibrate(model, lambda: predict(model, state.data.train.first(1)))
+        quantization.attach(model)
         lower(model, {"labels": list(state.data.classes)})
 
 

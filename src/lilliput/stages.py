@@ -2,7 +2,7 @@
 
 A stage's key is a hash of its settings, of what the run starts from, and of the key of the stage before. A stage whose
 record has the same key and whose products are there is finished and is not done again; a training stage that was
-interrupted goes on from its checkpoint.
+interrupted goes on from its checkpoint. Before a stage is done, what later ones made of its last result is deleted.
 """
 
 import contextlib
@@ -74,13 +74,15 @@ class StagedRun(ABC):
     def first_key(self) -> str:
         """A hash of what the first stage starts from."""
 
+    @property
     @abstractmethod
-    def settings(self, stage: str) -> tuple[BaseModel, ...]:
-        """What a stage's results depend on, besides the stages before it."""
+    def products(self) -> dict[str, tuple[str, ...]]:
+        """Files in the run's folder of all stages that leave some there, in their order. The others come before them,
+        and leave a model in their own folder."""
 
     @abstractmethod
-    def products(self, stage: str) -> tuple[str, ...] | None:
-        """Files that a stage leaves in the run's folder; None: a model in its own."""
+    def settings(self, stage: str) -> tuple[object, ...]:
+        """What a stage's results depend on, besides the stages before it: settings and plain values."""
 
     @abstractmethod
     def work(self, index: int, checkpoint: Path) -> dict[str, Any]:
@@ -108,7 +110,7 @@ class StagedRun(ABC):
                 record = self.do_stage(index, key)
             else:
                 self.say(f"{stage:<9} finished before with the same settings")
-            if self.products(stage) is None:
+            if stage not in self.products:
                 self.model_folder = self.stage_folder(index)
             self.records.append(record)
             self.claims += [Claim(**claim) for claim in record["claims"]]
@@ -118,12 +120,15 @@ class StagedRun(ABC):
             self.console.print(f"[dim]{text}[/dim]", soft_wrap=True)
 
     def do_stage(self, index: int, key: str) -> dict[str, Any]:
-        """Do a stage. Its old record goes just before the new products come, its checkpoints after the new one."""
+        """Do a stage. Its old record goes just before the new products come, its checkpoints after the new one; what
+        later stages left in the run's folder goes first."""
         stage, folder = self.stages[index], self.stage_folder(index)
         for part in [*folder.glob(".*.part"), *self.folder.glob(".*.part")]:
             part.unlink()  # what a kill in the middle of a write left
+        for name in self.later_products(stage):
+            (self.folder / name).unlink(missing_ok=True)
         started = time.monotonic()
-        if self.products(stage) is not None:
+        if stage in self.products:
             (folder / "record.json").unlink(missing_ok=True)
         record: dict[str, Any] = {"stage": stage, "seconds": 0.0, "claims": [], "made_with": self.origin}
         record |= self.work(index, folder / f"checkpoint-{key[:16]}.safetensors")
@@ -137,9 +142,15 @@ class StagedRun(ABC):
             self.console.print(line, soft_wrap=True)
         return record
 
+    def later_products(self, stage: str) -> list[str]:
+        """Files that the stages after this one leave in the run's folder, whether this run has those stages or not."""
+        leaving = list(self.products)
+        later = leaving[leaving.index(stage) + 1 :] if stage in leaving else leaving
+        return [name for other in later for name in self.products[other]]
+
     def finished(self, index: int, key: str) -> dict[str, Any] | None:
         """The record of a stage that was done with the same key and whose products are still there."""
-        folder, products = self.stage_folder(index), self.products(self.stages[index])
+        folder, products = self.stage_folder(index), self.products.get(self.stages[index])
         try:
             saved = json.loads((folder / "record.json").read_text())
             record: dict[str, Any] = saved["record"]

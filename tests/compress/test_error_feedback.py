@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lilliput.compress.error_feedback import InputMoments, output_error, round_with_feedback
+from lilliput.compress.error_feedback import InputMoments, inverse_factor, output_error, round_with_feedback
 from lilliput.models.stack import WeightQuantizer
 from lilliput.program.formats import WEIGHT_FORMATS
 
@@ -63,7 +63,7 @@ def test_columns_with_large_inputs_are_rounded_first() -> None:
 def test_outputs_change_less_than_with_plain_rounding(weight_format: str) -> None:
     torch.manual_seed(0)
     weight, x = torch.randn(24, 150), correlated_inputs(1000, 150)
-    hessian = moments_of(x).hessian()
+    hessian = moments_of(x).hessian
     made = WeightQuantizer(weight_format, 24)
     made.search(weight, importance=hessian.diagonal().float())
     plain = made.nearest(weight / made.row_scale()) * made.row_scale()
@@ -80,7 +80,52 @@ def test_the_error_is_that_of_the_outputs_around_their_mean() -> None:
     rounded = weight + 0.1 * torch.randn(6, 40)
     change = x.double() @ (weight - rounded).double().T
     expected = float((change - change.mean(0)).square().sum())
-    assert output_error(weight, rounded, moments_of(x).hessian()) == pytest.approx(expected, rel=1e-4)
+    assert output_error(weight, rounded, moments_of(x).hessian) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
+def test_the_hessian_keeps_its_digits_beside_large_means(mean: float) -> None:
+    torch.manual_seed(0)
+    x = 0.1 * torch.randn(700, 40) + mean * torch.linspace(-1, 1, 40)
+    centred = x.double() - x.double().mean(0)
+    torch.testing.assert_close(moments_of(x).hessian, centred.T @ centred, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_of_few_examples_no_square_is_negative(count: int) -> None:
+    torch.manual_seed(0)
+    moments = InputMoments.zeros(64)
+    for row in torch.randn(count, 64).split(1):
+        moments.add(row, row)
+    assert float(moments.hessian.diagonal().min()) >= 0
+    assert float(moments.hessian.abs().max()) > 0 or count == 1
+
+
+def test_the_factor_is_that_of_the_damped_inverse() -> None:
+    torch.manual_seed(0)
+    hessian = moments_of(correlated_inputs(400, 50)).hessian
+    factor = inverse_factor(hessian, 0.01)
+    damped = hessian + torch.eye(50) * 0.01 * hessian.diagonal().mean()
+    assert torch.equal(factor, factor.triu())
+    torch.testing.assert_close(factor.T @ factor, damped.inverse(), rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("damping", [1e-6, 1e-30])
+@pytest.mark.parametrize("count", [1, 3, 400])
+def test_singular_hessians_are_damped_until_they_can_be_factored(damping: float, count: int) -> None:
+    """Few examples, channels that are always equal, and sizes of eight orders of magnitude."""
+    torch.manual_seed(0)
+    x = torch.randn(count, 96) * torch.logspace(-4, 4, 96) + 5
+    x[:, 40] = x[:, 41]
+    hessian, weight = moments_of(x).hessian, torch.randn(4, 96)
+    made = WeightQuantizer("int4", 4)
+    made.search(weight)
+    rounded = round_with_feedback(weight, hessian, made, damping)
+    assert bool(inverse_factor(hessian, damping).isfinite().all())
+    assert torch.equal(made(rounded), rounded)
+    nearest = made(weight)
+    assert output_error(weight, rounded, hessian) < output_error(weight, nearest, hessian) or count == 1
+    assert not torch.equal(rounded, nearest) or count == 1
 
 
 def test_the_bias_takes_up_the_mean() -> None:

@@ -9,20 +9,26 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.nn.utils import parametrize
 
 from lilliput.compress.base import Model
 from lilliput.compress.ledger import assert_ledger
-from lilliput.compress.post_training import format_claim, linear_formats, quantize_post_training
+from lilliput.compress.post_training import (
+    format_claim,
+    linear_formats,
+    quantize_post_training,
+    roughly_quantized,
+)
 from lilliput.compress.quantize import attach_quantizers
+from lilliput.compress_config import ImagePostTrainingSettings, TextPostTrainingSettings
 from lilliput.config import ModelSettings
 from lilliput.data.text import Sequences
 from lilliput.errors import FailureError, UserError
 from lilliput.lower import lower
 from lilliput.models.encoder import EncoderSettings, TextEncoder
-from lilliput.models.stack import levels_and_scale
+from lilliput.models.stack import WeightQuantizer, levels_and_scale
 from lilliput.models.vit import ViT
 from lilliput.program.formats import WEIGHT_FORMATS
-from lilliput.text_config import ImagePostTrainingSettings, TextPostTrainingSettings
 from lilliput.train.distill import outputs
 from lilliput.train.examples import Examples, Images
 
@@ -116,8 +122,7 @@ def test_so_it_is_with_image_models(name: str) -> None:
     assert max(record["error"] / record["nearest_error"] for record in records) < 1
     assert formats["patch_embed.proj.weight"] == "int8" and formats["head.weight"] == "pot4"
     program = lower(model, {"labels": ["a", "b", "c", "d", "e"], "provenance": {}})
-    stored = replace(program, tensors=tuple(t for t in program.tensors if not t.name.startswith("pixel_")))
-    for subject in (model, stored):
+    for subject in (model, program):
         assert [one["holds"] for one in assert_ledger([format_claim(original, settings)], subject, "export")] == [True]
 
 
@@ -145,6 +150,46 @@ def test_weights_are_on_the_grid_and_the_claim_holds(name: str) -> None:
     wrong = {"formats": claim.values["formats"] | {"words": "int8"}}
     with pytest.raises(FailureError, match="is broken"):
         assert_ledger([replace(claim, values=wrong)], model, "distill")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("damping", [0.01, 1e-9])
+def test_a_text_or_two_are_enough(count: int, damping: float) -> None:
+    """The head sees one vector a text, so of one text it has no variance at all: then it is rounded to the nearest."""
+    original = encoder("classifier")
+    model = copy.deepcopy(original)
+    settings = SETTINGS.model_copy(update={"damping": damping})
+    records = {record["layer"]: record for record in quantize_post_training(model, settings, texts(0, count))}
+    assert_ledger([format_claim(original, settings)], model, "quantize")
+    assert all(bool(tensor.isfinite().all()) for tensor in model.state_dict().values())
+    if count == 1:
+        made, weight = WeightQuantizer("pot4", 3), original.linears()["head.out"].weight.detach()
+        made.search(weight)
+        assert torch.equal(model.linears()["head.out"].weight, made(weight))
+        assert records["head.out"]["error"] == 0
+        torch.testing.assert_close(outputs(model, texts(0, 1)), outputs(original, texts(0, 1)), atol=1e-3, rtol=1e-3)
+
+
+def test_a_model_that_overflows_is_named() -> None:
+    model = encoder("bert")
+    with torch.no_grad():
+        model.linears()["blocks.0.mlp.fc1"].weight.fill_(1e38)
+    with pytest.raises(FailureError, match=r"^quantize: the inputs of blocks\.1\.attn\.qkv are not finite; the model"):
+        quantize_post_training(model, SETTINGS, texts(0, 3))
+
+
+@pytest.mark.parametrize("hidden", ["static", "dynamic"])
+def test_the_program_is_known_before(hidden: str) -> None:
+    """Without examples: its ops and the sizes of all tensors are those that it will have."""
+    original = encoder("bert")
+    settings = SETTINGS.model_copy(update={"hidden": hidden})
+    model = copy.deepcopy(original)
+    quantize_post_training(model, settings, texts(0, 3))
+    known, made = (lower(one, {"provenance": {}}) for one in (roughly_quantized(original, settings), model))
+    assert [op.kind for op in known.ops] == [op.kind for op in made.ops]
+    told = [[(t.name, t.format, t.layout, t.values.shape) for t in one.tensors] for one in (known, made)]
+    assert told[0] == told[1]
+    assert original.token_types is not None and not parametrize.is_parametrized(original, "words")
 
 
 def test_the_longest_name_that_fits_gives_the_format() -> None:

@@ -15,6 +15,7 @@ from lilliput import artifact
 from lilliput.cli import main
 from lilliput.compress_checkpoint import compress, read_checkpoint, run
 from lilliput.compress_checkpoint.images import outputs_of_classes, read_images
+from lilliput.compress_config import ImageCompressRecipe
 from lilliput.config import DataSettings, ModelSettings, parse_settings
 from lilliput.data import ImageDataset, Part, load
 from lilliput.errors import DataError
@@ -23,7 +24,6 @@ from lilliput.models.huggingface import load_pretrained, save_pretrained
 from lilliput.models.vit import ViT
 from lilliput.runtime.opening import open_image_model
 from lilliput.runtime.preprocess import load_image
-from lilliput.text_config import ImageCompressRecipe
 
 SIZES: dict[str, Any] = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_dim": 32}
 SMALL: dict[str, Any] = {

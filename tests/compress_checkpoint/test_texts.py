@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 from lilliput import artifact
 from lilliput.cli import main
 from lilliput.compress_checkpoint import compress, read_checkpoint, run
+from lilliput.compress_config import TextCompressRecipe, TextDataSettings
 from lilliput.config import load_recipe, parse_settings
 from lilliput.data.text import Sequences, read_texts, split_texts
-from lilliput.errors import RecipeError, UserError
+from lilliput.errors import DataError, FailureError, RecipeError, UserError
 from lilliput.models.checkpoint import load_text_model
 from lilliput.models.encoder import EncoderSettings, TextEncoder
 from lilliput.models.huggingface import load_pretrained, save_pretrained
 from lilliput.runtime.opening import open_text_model
-from lilliput.text_config import CompressRecipe, TextDataSettings
 from lilliput.train.distill import outputs
 
 WORDS = ["the", "an", "of", "and", "in", "to", "red", "green", "blue", "fast", "slow", "data", "test", "file", "python"]
@@ -61,11 +61,11 @@ def texts_file(folder: Path) -> Path:
     return path
 
 
-def recipe(data: Path, **changes: Any) -> CompressRecipe:
-    return parse_settings({**SMALL, **changes}, "test", None, CompressRecipe).with_data(str(data))
+def recipe(data: Path, **changes: Any) -> TextCompressRecipe:
+    return parse_settings({**SMALL, **changes}, "test", None, TextCompressRecipe).with_data(str(data))
 
 
-def compressed(folder: Path, settings: CompressRecipe, out: Path) -> Path:
+def compressed(folder: Path, settings: TextCompressRecipe, out: Path) -> Path:
     return compress(read_checkpoint(folder), settings, out, quiet=True)
 
 
@@ -148,6 +148,43 @@ def test_a_finished_run_is_not_done_again_and_changes_are(
     copied = shutil.copytree(finished, finished.parent / "copy" / "small")
     compressed(sentence, golden, copied.parent)
     assert done == ["export", "evaluate"]
+
+
+def test_what_was_measured_on_another_file_is_gone(finished: Path, sentence: Path, data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(finished, tmp_path / "small")
+    changed = {"stages": ["quantize", "export"], "quantize": {"texts": 20, "weight_format": "int8"}}
+    compressed(sentence, recipe(data, **changed), tmp_path)
+    assert (folder / "model.lil").stat().st_size > (finished / "model.lil").stat().st_size
+    assert not (folder / "results.json").exists()
+    compressed(sentence, recipe(data, **changed | {"stages": ["quantize", "export", "evaluate"]}), tmp_path)
+    assert results(folder)["file_bytes"] == (folder / "model.lil").stat().st_size
+
+
+def test_the_file_tells_the_checkpoints_present_name(sentence: Path, data: Path, tmp_path: Path) -> None:
+    changes = {"stages": ["quantize", "export"], "quantize": {"texts": 20}}
+    for name in ("first", "second"):
+        checkpoint_folder = shutil.copytree(sentence, tmp_path / name)
+        folder = compressed(checkpoint_folder, recipe(data, **changes), tmp_path)
+        provenance = artifact.read(folder / "model.lil").metadata["provenance"]
+        assert provenance["checkpoint"] == name and provenance["stages"] == ["quantize", "export"]
+        if name == "first":
+            before = (folder / "01-quantize" / "record.json").read_bytes()
+    assert (folder / "01-quantize" / "record.json").read_bytes() == before
+
+
+def test_later_stages_are_held_to_what_earlier_ones_claimed(
+    finished: Path, sentence: Path, data: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(finished, tmp_path / "small")
+    ledger = json.loads((folder / "02-distill" / "record.json").read_text())["record"]["ledger"]
+    assert [one["stage"] for one in ledger] == ["quantize"]
+    (folder / "02-distill" / "record.json").unlink()
+    path = folder / "01-quantize" / "record.json"
+    saved = json.loads(path.read_text())
+    saved["record"]["claims"][0]["values"]["formats"]["words"] = "int8"  # as if distillation had changed the format
+    path.write_text(json.dumps(saved))
+    with pytest.raises(FailureError, match="after 'distill' the guarantee of 'quantize' is broken"):
+        compressed(sentence, recipe(data), tmp_path)
 
 
 @pytest.mark.parametrize("where", ["quantize_post_training", "fit", "save_model", "_export", "_evaluate"])
@@ -254,7 +291,7 @@ def test_other_mistakes_are_one_line_before_anything_is_done(
             ["--data", str(data), "--set", "quantize.weight_format=int5"],
             "quantize.weight_format: Input should be 'int8'",
         ),
-        (["--data", str(data), "--set", "distil.lr=1"], "unknown field 'distil'; allowed: data, distill, export, name"),
+        (["--data", str(data), "--set", "distil.lr=1"], "unknown field 'distil'; allowed: "),
         (["--data", str(data), "--set", "stages=['export']"], "stages: 'export' needs 'quantize' before it"),
     ]
     for arguments, message in cases:
@@ -263,6 +300,38 @@ def test_other_mistakes_are_one_line_before_anything_is_done(
         assert message in error and error.count("\n") == 1, error
     assert main(["compress", str(tmp_path / "nowhere"), "--data", str(data)]) == 2
     assert "there is no such folder" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_that_cannot_be_a_program_is_refused_first(data: Path, tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "wide", SENTENCE | {"layers": (LAYER | {"mlp_dim": 65600},)})
+    with pytest.raises(UserError, match=r"codes' cols \(K\) is 65600; must be at most 65536"):
+        compressed(folder, recipe(data), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_a_text_without_tokens_is_refused_first(data: Path, tmp_path: Path, part: str) -> None:
+    """There are such texts where the tokenizer adds none of its own: here one of a character that is dropped."""
+    folder = checkpoint(tmp_path / "bare", SENTENCE)
+    (folder / "vocab.txt").unlink()
+    words = {word: index for index, word in enumerate(VOCABULARY)}
+    model = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "vocab": words}
+    normalizer = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "lowercase": True}
+    content: dict[str, Any] = {
+        "added_tokens": [],
+        "post_processor": None,
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+    }
+    content |= {"normalizer": normalizer | {"strip_accents": None}, "model": model | {"max_input_chars_per_word": 100}}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    texts = tmp_path / "texts.txt"
+    texts.write_text(data.read_text() + "\n\u200b")
+    settings = recipe(texts)
+    seeds = (settings.data.model_copy(update={"split_seed": seed}) for seed in range(100))
+    chosen = next(one for one in seeds if "\u200b" in getattr(split_texts(read_texts(texts), one), part))
+    with pytest.raises(DataError, match=r"^data: '\\u200b' has no token; leave such texts out$"):
+        compressed(folder, settings.model_copy(update={"data": chosen}), tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
@@ -278,12 +347,12 @@ def test_other_mistakes_are_one_line_before_anything_is_done(
 )
 def test_impossible_orders_are_refused(stages: list[str], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
-        parse_settings({"stages": stages}, "test", None, CompressRecipe)
+        parse_settings({"stages": stages}, "test", None, TextCompressRecipe)
 
 
 def test_the_projects_recipe_is_valid() -> None:
     path = Path(__file__).parent.parent.parent / "recipes" / "minilm-pot4.toml"
-    loaded = load_recipe(path, ["distill.texts=100", "quantize.formats={'blocks.0.attn' = 'int8'}"], CompressRecipe)
+    loaded = load_recipe(path, ["distill.texts=100", "quantize.formats={'blocks.0.attn' = 'int8'}"], TextCompressRecipe)
     assert (loaded.name, loaded.quantize.weight_format, loaded.distill.texts) == ("minilm-pot4", "pot4", 100)
     assert loaded.quantize.formats == {"blocks.0.attn": "int8"}
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from lilliput.compress_config import TextDataSettings
 from lilliput.data.text import Sequences, read_texts, shuffled_batches, sorted_batches, split_texts
 from lilliput.errors import DataError
-from lilliput.text_config import TextDataSettings
 
 
 @pytest.mark.parametrize(
@@ -48,12 +48,28 @@ def test_another_column(tmp_path: Path) -> None:
         ("t.jsonl", b'{"text": 3}\n', "line 1 must be an object whose 'text' is a string"),
         ("t.jsonl", b'["a"]\n', "line 1 must be an object whose 'text' is a string"),
         ("t.jsonl", b"[" * 100_000, r"line 1 is not JSON \(.*\)"),
+        (
+            "t.jsonl",
+            b'{"text": "\\ud83d\\ude00"}\n{"text": "half \\ud83d"}\n',
+            "line 2 has half of a surrogate pair in 'text'; write whole ones",
+        ),
+        *(
+            (f"t{suffix}", b"a", rf"\{suffix} is not read; give a \.csv, a \.jsonl, or plain text with one text a line")
+            for suffix in (".json", ".tsv", ".parquet")
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=rf"^data .*t\.\w+: {message}$"):
         read_texts(tmp_path / name)
+
+
+def test_plain_text_has_no_columns(tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text("one\n")
+    message = r"^data .*t\.txt: plain text has no column 'body'; give a \.csv or \.jsonl, or no data\.column$"
+    with pytest.raises(DataError, match=message):
+        read_texts(tmp_path / "t.txt", "body")
 
 
 def test_no_file_and_a_folder(tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ from lilliput.compress.prune import MagnitudePruning
 from lilliput.compress.quantize import Quantization
 from lilliput.config import LayerSettings, ModelSettings, PruneSettings, QuantizeSettings
 from lilliput.errors import FailureError
-from lilliput.models.checkpoint import CheckpointError, describe_stacks, load_model, save_model
+from lilliput.models.checkpoint import CheckpointError, describe_stacks, load_model, load_text_model, save_model
+from lilliput.models.encoder import EncoderSettings, TextEncoder
 from lilliput.models.vit import ViT
 
 
@@ -39,6 +40,79 @@ def test_a_model_comes_back_with_its_stacks_and_its_outputs(tmp_path: Path) -> N
         "quantizer",
         "bf16",
     ]
+
+
+MULTIPLIER = "blocks.1.mlp.fc2.input_multiplier"
+
+
+def with_fixed_inputs() -> ViT:
+    """Hidden activations of the second block have constant scales, those of the first have not."""
+    model = pruned_and_quantized()
+    linear = model.linears()["blocks.1.mlp.fc2"]
+    linear.fix_input_scales(torch.tensor([20.0, 3.5, 0.125, 300.0, 64.0]))
+    return model
+
+
+def test_constant_scales_of_inputs_come_back(tmp_path: Path) -> None:
+    model = with_fixed_inputs()
+    save_model(model, tmp_path)
+    assert json.loads((tmp_path / "model.json").read_text())["fixed_inputs"] == ["blocks.1.mlp.fc2"]
+    loaded = load_model(tmp_path).eval()
+    pixels = torch.rand(3, 1, 8, 8) * 255
+    assert torch.equal(loaded(pixels), model(pixels))
+    assert not torch.equal(loaded(pixels), pruned_and_quantized()(pixels))
+    found = {name: linear.input_multiplier for name, linear in loaded.linears().items()}
+    fixed = found.pop("blocks.1.mlp.fc2")
+    assert fixed is not None and fixed.tolist() == [20.0, 3.5, 0.125, 300.0, 64.0]
+    assert set(found.values()) == {None}
+
+
+def test_so_do_those_of_a_text_encoder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layer = {"num_heads": 2, "head_dim": 4, "mlp_dim": 7}
+    sizes = {"vocabulary_size": 9, "num_positions": 5, "embed_dim": 8, "layers": (layer,) * 2, "pooling": "mean"}
+    model = TextEncoder(EncoderSettings.model_validate(sizes)).eval()
+    model.linears()["blocks.0.mlp.fc2"].fix_input_scales(torch.full((7,), 31.75))
+    save_model(model, tmp_path)
+    loaded, ids = load_text_model(tmp_path).eval(), torch.arange(5)[None]
+    assert torch.equal(loaded(ids), model(ids))
+    assert loaded.linears()["blocks.0.mlp.fc2"].input_scale() == 2**-5
+
+
+@pytest.mark.parametrize("names", [None, ["blocks.1.mlp.fc3"], [["head"]], 3])
+def test_bad_names_of_fixed_inputs_are_one_line(tmp_path: Path, names: object) -> None:
+    save_model(with_fixed_inputs(), tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    del description["fixed_inputs"]
+    if names is not None:
+        description["fixed_inputs"] = names
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    with pytest.raises(CheckpointError, match="missing or damaged") as caught:
+        load_model(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_multiplier_that_is_not_described_is_extra(tmp_path: Path) -> None:
+    save_model(with_fixed_inputs(), tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(description | {"fixed_inputs": []}))
+    with pytest.raises(CheckpointError, match=f"tensor {MULTIPLIER} is extra"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.tensor([1.0, float("nan"), 1.0, 1.0, 1.0]), "has NaN or infinite values"),
+        (torch.ones(6), r"has shape \[6\], expected \[5\]"),
+        (None, "is missing"),
+    ],
+)
+def test_a_bad_multiplier_is_named(tmp_path: Path, value: torch.Tensor | None, message: str) -> None:
+    save_model(with_fixed_inputs(), tmp_path)
+    damage(tmp_path, MULTIPLIER, value)
+    with pytest.raises(CheckpointError, match=f"tensor {MULTIPLIER} {message}"):
+        load_model(tmp_path)
 
 
 def damage(folder: Path, name: str, value: torch.Tensor | None) -> None:

@@ -161,7 +161,7 @@ def test_outputs_that_are_not_of_one_class_among_several(tmp_path: Path, problem
 
 def test_a_classifier_of_one_label(tmp_path: Path) -> None:
     message = r"config\.json: num_labels is 1; must be at least 2 \(classes: a regression does not work\)$"
-    saved(tmp_path / "text", **CLASSIFIER | {"head": {"labels": ("LABEL_0",), "hidden_dim": 8}})
+    damage("classifier.weight", torch.zeros(1, 8))(saved(tmp_path / "text", **CLASSIFIER))
     refused(tmp_path / "text", message)
     save_pretrained(image_model(), tmp_path / "image")
     damage("classifier.weight", torch.zeros(1, 8))(tmp_path / "image")
@@ -245,6 +245,23 @@ def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
     refused(tmp_path, r"config\.json is not JSON \(")
     config.write_text("[]")
     refused(tmp_path, r"config\.json must hold a JSON object$")
+
+
+def test_what_is_given_instead_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = saved(tmp_path / "model") / "model.safetensors"
+    refused(file, r"is a file; give the folder that has config\.json and model\.safetensors$")
+    monkeypatch.chdir(tmp_path)
+    for name in ("some-owner/a.model-v2", "bert-base-uncased"):
+        refused(
+            Path(name), r"no such folder; a model of the hub must be downloaded first \(hf download NAME --local-dir"
+        )
+    refused(Path("../some/model"), "there is no such folder$")
+
+
+def test_weights_that_git_lfs_has_not_fetched(tmp_path: Path) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 90868376\n"
+    (saved(tmp_path) / "model.safetensors").write_text(pointer)
+    refused(tmp_path, r"model\.safetensors is a pointer of Git LFS, no weights; git lfs pull fetches them$")
 
 
 def test_an_index_that_leads_nowhere(tmp_path: Path) -> None:
@@ -411,7 +428,11 @@ WIDE = LAYER | {"mlp_dim": 7}
         ({"order": (0, 1, 0)}, "it would lose layers, order$"),
         ({"embedding_dim": 4, "projection": "sum"}, "it would lose embedding_dim, projection$"),
         ({"pooling": "mean", "head": CLASSIFIER["head"]}, "it would lose pooling$"),
-        ({"pooling": "cls", "head": {"labels": ("a",)}}, "it would lose head$"),
+        ({"pooling": "cls", "head": {"labels": ("a", "b")}}, "it would lose head$"),
+        (
+            {"pooling": "cls", "head": CLASSIFIER["head"] | {"labels": ("score",)}},
+            r"Hugging Face's bert: num_labels is 1; must be at least 2 \(classes: a regression does not work\)$",
+        ),
         ({"family": "distilbert"}, "distilbert: it would lose token_types$"),
         ({"family": "distilbert", "token_types": 0, "norm_eps": 1e-5}, "distilbert: it would lose norm_eps$"),
         ({"family": "roberta", "pad_id": None}, "roberta: it would lose pad_id$"),
@@ -445,6 +466,15 @@ def test_a_text_model_that_has_no_words_there(tmp_path: Path, changes: dict[str,
 def test_an_image_model_that_has_no_words_there(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         save_pretrained(image_model(**changes), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_image_model_of_one_class_is_not_written(tmp_path: Path) -> None:
+    for labels in ((), ("all",)):
+        model = ViT(image_model().settings, (8, 8, 3), 1)
+        model.labels = labels
+        with pytest.raises(CheckpointError, match="Hugging Face's vit: num_labels is 1; must be at least 2"):
+            save_pretrained(model, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -10,14 +10,16 @@ import torch
 import torch.nn.functional as F
 
 from lilliput.compress.quantize import attach_quantizers
-from lilliput.config import ModelSettings
+from lilliput.compress_config import DistillSettings
+from lilliput.config import AugmentSettings, LoopSettings, ModelSettings
+from lilliput.data import ImageDataset, Part
 from lilliput.data.text import Sequences, sorted_batches
 from lilliput.models.checkpoint import tensors_of
 from lilliput.models.encoder import EncoderSettings, TextEncoder
 from lilliput.models.vit import ViT
-from lilliput.text_config import DistillSettings
 from lilliput.train.distill import TOKENS, Distillation, hidden_states, outputs, relative_error
 from lilliput.train.examples import Images
+from lilliput.train.images import ImageClassification
 from lilliput.train.loop import Place, Task, fit
 
 LAYER = {"num_heads": 2, "head_dim": 8, "mlp_dim": 32}
@@ -117,6 +119,21 @@ def test_the_original_has_no_loss_and_is_not_changed() -> None:
     assert goal.evaluate(same, SETTINGS)["validation_cosine"] == pytest.approx(1.0)
     assert all(torch.equal(tensor, before[name]) for name, tensor in tensors_of(original).items())
     assert not any(parameter.grad is not None for parameter in original.parameters())
+
+
+def test_objectives_set_the_mode() -> None:
+    """Distillation goes without dropout, training on labels with it, whatever mode the model comes in."""
+    original = teacher()
+    model, device = student(original), torch.device("cpu")
+    goal, place = objective(original), Place(0, 1)
+    losses = [goal.loss(model.train(mode), SETTINGS, place, device).detach() for mode in (True, False)]
+    assert losses[0] == losses[1] and not any(module.training for module in model.modules())
+    settings = LoopSettings(batch_size=2)
+    part = Part(np.zeros((4, 4, 4, 1), np.uint8), np.arange(4) % 2)
+    labelled = ImageClassification(ImageDataset("x", ("a", "b"), part, part, part), AugmentSettings(), seed=0)
+    image_model = ViT(ModelSettings(patch_size=2, embed_dim=8, depth=1, num_heads=2, dropout=0.5), (4, 4, 1), 2)
+    losses = [labelled.loss(image_model.train(mode), settings, place, device).detach() for mode in (True, False)]
+    assert losses[0] == losses[1] and all(module.training for module in image_model.modules())
 
 
 def test_hidden_states_of_shared_blocks_come_in_the_order_of_depth() -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lilliput.cli.app import DataPath, Json, ModelFile, app, console, print_json, progress_bar
-from lilliput.cli.evaluation import test_data
+from lilliput.cli.evaluation import refuse_options, test_data
 from lilliput.errors import UserError
 from lilliput.files import write_atomic
 
@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from lilliput.bench.turns import Progress
     from lilliput.runtime.images import ImageSession
 
+MAX_BATCH = 65_536  # a call of so many is measured in seconds; more would only fill memory
+
 
 @app.command()
 def bench(
     model: ModelFile,
     threads: Annotated[int, typer.Option("--threads", min=1, metavar="N", help="Threads of every engine.")] = 1,
-    batch: Annotated[int, typer.Option("--batch", min=1, metavar="N", help="Images or texts a call.")] = 1,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, max=MAX_BATCH, metavar="N", help="Images or texts a call.")
+    ] = 1,
     isa: Annotated[
         str | None, typer.Option("--isa", metavar="NAME", help="Force an instruction set; peers too, where they can.")
     ] = None,
@@ -72,10 +76,10 @@ def bench(
     ):
         session.verify_golden()
         if isinstance(session, ImageSession):
-            _refuse(model, "images", {"--tokens": tokens, "--checkpoint": checkpoint})
+            refuse_options(model, "images", {"--tokens": tokens, "--checkpoint": checkpoint})
             results = _measure_images(session, plan, _bench_images(session, data, path, wanted=peers), progress)
         else:
-            _refuse(model, "text", {"--data": data, "--path": path})
+            refuse_options(model, "text", {"--data": data, "--path": path})
             lengths = None if tokens is None else parse_tokens(tokens)
             results = measure(session, replace(plan, tokens=lengths, checkpoint=checkpoint), progress)
     if out is not None:
@@ -102,13 +106,6 @@ def _measure_images(
     if plan.profile:
         results["profile"] = profile(session, artifact.read(plan.model), images.run[0], plan.seconds)
     return results
-
-
-def _refuse(model: Path, kind: str, options: dict[str, object]) -> None:
-    """Options that are of no use for such a model must not be given."""
-    for name, value in options.items():
-        if value is not None:
-            raise UserError(f"{name}: {model} is a model of {kind}, which has no use for it")
 
 
 def _bench_images(session: "ImageSession", name: str | None, path: str | None, wanted: bool) -> "BenchImages":

@@ -78,6 +78,10 @@ def embed(
 
     if out.is_dir():
         raise UserError(f"--out {out}: is a folder; must be a file")
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
+    if out.exists() and any(other.exists() and out.samefile(other) for other in (model, file)):
+        raise UserError(f"--out {out}: would be written over what is read; give another file")
     with open_text_model(model, isa=isa, num_threads=threads) as session:
         session.embed([])  # a model that gives no vectors is refused before stdin is waited for
         texts = read_lines(file)

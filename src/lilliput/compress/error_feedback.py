@@ -19,13 +19,15 @@ BLOCK = 128  # columns whose errors are spread over each other one by one, and o
 class InputMoments:
     """Sums over the inputs of a layer: `x` as the compressed model gives them, `y` as the original gives them.
 
-    All are float64: `count` examples, sums [K], and the sum of products `xx` = sum x x^T, [K, K].
+    All are float64: `count` examples, sums [K], and H, [K, K]. H is never a difference of large sums: each part is
+    taken around its own mean, and the step between means is added (Chan, Golub and LeVeque 1983). So channels whose
+    mean is large keep their digits, and no entry of the diagonal is negative.
     """
 
     count: int
     x: Tensor
     y: Tensor
-    xx: Tensor
+    hessian: Tensor
 
     @staticmethod
     def zeros(dim: int) -> "InputMoments":
@@ -34,14 +36,16 @@ class InputMoments:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """Add inputs of the same examples, [n, K] each."""
+        x = x.to(torch.float64)
+        total = x.sum(dim=0)
+        centred = x - total / len(x)
+        self.hessian += centred.T @ centred
+        if self.count:
+            step = total / len(x) - self.x / self.count
+            self.hessian += torch.outer(step, step * (self.count * len(x) / (self.count + len(x))))
         self.count += len(x)
-        self.x += x.sum(dim=0, dtype=torch.float64)
+        self.x += total
         self.y += y.sum(dim=0, dtype=torch.float64)
-        self.xx += x.T @ x
-
-    def hessian(self) -> Tensor:
-        """H, [K, K]."""
-        return self.xx - torch.outer(self.x, self.x / self.count)
 
     def bias(self, weight: Tensor, rounded: Tensor, bias: Tensor) -> Tensor:
         """The bias with which `rounded` gives, on average over its inputs, what `weight` and `bias` give on theirs."""
@@ -49,10 +53,21 @@ class InputMoments:
         return bias + ((before - after) / self.count).to(torch.float32)
 
 
-def damped(hessian: Tensor, damping: float) -> Tensor:
-    """H with `damping` times the mean of its diagonal added to the diagonal; never singular."""
-    extra = damping * float(hessian.diagonal().mean())
-    return hessian + torch.eye(len(hessian), dtype=hessian.dtype) * (extra if extra > 0 else 1.0)
+def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
+    """The upper triangular U with `U^T U` the inverse of H, after `damping` times the mean of its diagonal was added to
+    the diagonal, and ten times as much for as long as H is singular in float64. Without any inputs (H = 0) it is of 1.
+
+    H is factored from its last row to the first, `H = R R^T` with R upper triangular, so that `U = R^-1`: then H has to
+    be positive definite, but never its rounded inverse.
+    """
+    eye, extra = torch.eye(len(hessian), dtype=hessian.dtype), damping * hessian.diagonal().mean()
+    if not extra > 0:
+        return eye
+    while True:
+        lower, failed = torch.linalg.cholesky_ex((hessian + extra * eye).flip(0, 1))
+        if not failed:
+            return torch.linalg.solve_triangular(lower.flip(0, 1), eye, upper=True)
+        extra = 10 * extra
 
 
 def round_with_feedback(weight: Tensor, hessian: Tensor, quantizer: WeightQuantizer, damping: float) -> Tensor:
@@ -64,14 +79,14 @@ def round_with_feedback(weight: Tensor, hessian: Tensor, quantizer: WeightQuanti
         weight: [N, K].
         hessian: H, [K, K].
         quantizer: its scales are used as they are.
-        damping: share of the mean diagonal that is added to the diagonal.
+        damping: share of the mean diagonal that is added to the diagonal, more where H is singular.
 
     Returns:
         levels times scale, [N, K], float32.
     """
     order = hessian.diagonal().argsort(descending=True, stable=True)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(hessian[order][:, order], damping)))
-    factor = torch.linalg.cholesky(inverse, upper=True).to(torch.float32)
+    factor = inverse_factor(hessian[order][:, order], damping)
+    factor = (factor / factor.diagonal()[:, None]).to(torch.float32)  # only ratios within a row are of use
     rest = weight.to(torch.float32)[:, order].clone()
     scale = quantizer.row_scale().detach()
     rounded = torch.empty_like(rest)
@@ -80,7 +95,7 @@ def round_with_feedback(weight: Tensor, hessian: Tensor, quantizer: WeightQuanti
         errors = torch.empty(len(rest), end - start)
         for column in range(start, end):
             rounded[:, column] = (quantizer.nearest(rest[:, column : column + 1] / scale) * scale)[:, 0]
-            error = (rest[:, column] - rounded[:, column]) / factor[column, column]
+            error = rest[:, column] - rounded[:, column]
             rest[:, column:end] -= torch.outer(error, factor[column, column:end])
             errors[:, column - start] = error
         rest[:, end:] -= errors @ factor[start:end, end:]

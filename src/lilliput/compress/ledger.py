@@ -8,8 +8,9 @@ import torch
 
 from lilliput.compress.base import Claim, Model
 from lilliput.compress.prune import count_zero_blocks
-from lilliput.compress.quantize import EMBEDDINGS, quantized_parameters
+from lilliput.compress.quantize import quantized_parameters
 from lilliput.errors import FailureError
+from lilliput.models import TABLES
 from lilliput.models.stack import StoredAsBf16, WeightQuantizer, layer_of
 from lilliput.program.cost import parameter_counts
 from lilliput.program.program import Program
@@ -54,7 +55,7 @@ def _model_format(model: Model, values: dict[str, Any]) -> bool:
     for _, module, name in quantized_parameters(model):
         quantizer = layer_of(module, name, WeightQuantizer)
         stored = quantizer.format_name if quantizer else "bf16" if layer_of(module, name, StoredAsBf16) else "f32"
-        matrix = "embedding" if name in EMBEDDINGS else "weight"
+        matrix = "embedding" if name in TABLES else "weight"
         role = matrix if getattr(module, name).ndim > 1 else "vector"
         formats.setdefault(role, set()).add(stored)
     return formats.items() <= _allowed_formats(values).items()
@@ -87,7 +88,8 @@ def _model_formats(model: Model, values: dict[str, Any]) -> bool:
 
 def _program_formats(program: Program, values: dict[str, Any]) -> bool:
     found = {tensor.name: tensor.format for tensor in program.tensors if tensor.is_codes}
-    others = {tensor.format for tensor in program.tensors if not tensor.is_codes}
+    # Constants are no part of the claim (pixels are normalised in float32), but for positions that are in codes.
+    others = {tensor.format for tensor in program.tensors if not tensor.is_codes and tensor.role != "constant"}
     return found == values["formats"] and others <= {"bf16"}
 
 

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from lilliput.compress.base import Claim, Model
 from lilliput.compress.error_feedback import InputMoments, output_error, round_with_feedback
 from lilliput.compress.hidden import hidden_readers, largest_inputs, multiplier_of
-from lilliput.compress.quantize import EMBEDDINGS, quantized_parameters
+from lilliput.compress.quantize import attach_quantizers, quantized_parameters
+from lilliput.compress_config import PostTrainingSettings
 from lilliput.data.text import sorted_batches
-from lilliput.errors import UserError
+from lilliput.errors import FailureError, UserError
+from lilliput.models import TABLES
 from lilliput.models.encoder import EncoderSettings, TextEncoder
 from lilliput.models.layers import Linear
 from lilliput.models.stack import StoredAsBf16, WeightQuantizer, base_of, push
-from lilliput.text_config import PostTrainingSettings
 from lilliput.train.distill import hidden_states
 from lilliput.train.examples import Examples, forward, tokens_of
 
@@ -57,7 +58,7 @@ def _begins(prefix: str, name: str) -> bool:
 def format_claim(model: Model, settings: PostTrainingSettings) -> Claim:
     """Every matrix has its format, every vector is bfloat16."""
     formats = {f"{name}.weight": format_name for name, format_name in linear_formats(model, settings).items()}
-    formats |= {name: settings.embedding_format(name) for name in EMBEDDINGS if _has(model, name)}
+    formats |= {name: settings.embedding_format(name) for name in TABLES if _has(model, name)}
     counts = {name: list(formats.values()).count(name) for name in sorted(set(formats.values()))}
     detail = f"matrices are {', '.join(f'{name} ({count})' for name, count in counts.items())}, vectors bf16"
     return Claim("formats", "quantize", detail, {"formats": formats})
@@ -65,6 +66,27 @@ def format_claim(model: Model, settings: PostTrainingSettings) -> Claim:
 
 def _has(model: Model, table: str) -> bool:
     return isinstance(getattr(model, table, None), Tensor)
+
+
+def roughly_quantized(model: Model, settings: PostTrainingSettings) -> Model:
+    """A copy of `model` with the stacks that `quantize_post_training` puts on it, from no examples: its program has the
+    ops and the sizes of the one that will be exported.
+
+    Raises:
+        UserError: a name in `formats` belongs to no layer.
+    """
+    model, formats = copy.deepcopy(model), linear_formats(model, settings)
+    if isinstance(model, TextEncoder):
+        model.merge_token_types()
+    if settings.hidden == "static":
+        for linear in hidden_readers(model).values():
+            linear.fix_input_scales(torch.ones(linear.in_features))
+
+    def format_of(name: str) -> str:
+        return settings.embedding_format(name) if name in TABLES else formats[name.removesuffix(".weight")]
+
+    attach_quantizers(model, format_of, candidates=1)
+    return model
 
 
 def quantize_post_training(
@@ -78,7 +100,7 @@ def quantize_post_training(
         was done.
 
     Raises:
-        UserError: a name in `formats` belongs to no layer.
+        UserError: a name in `formats` belongs to no layer. FailureError: values overflow on the way.
     """
     formats = linear_formats(model, settings)
     model.eval()
@@ -89,7 +111,7 @@ def quantize_post_training(
         value = getattr(module, parameter)
         if value.ndim == 1:
             push(module, parameter, StoredAsBf16())
-        elif parameter in EMBEDDINGS:
+        elif parameter in TABLES:
             assert not name
             quantizer = WeightQuantizer(settings.embedding_format(parameter), value.shape[0])
             quantizer.search(value.detach())
@@ -166,10 +188,13 @@ class _Calibration:
 
     def _round(self, name: str, moments: InputMoments) -> dict[str, Any]:
         linear = self.model.get_submodule(name)
-        weight, hessian = base_of(linear, "weight"), moments.hessian()
+        weight, hessian = base_of(linear, "weight"), moments.hessian
+        if not bool(hessian.isfinite().all()):
+            raise FailureError(f"quantize: the inputs of {name} are not finite; the model overflows on these examples")
         original = weight.clone()
         quantizer = WeightQuantizer(self.formats[name], len(weight))
-        quantizer.search(original, importance=hessian.diagonal().to(torch.float32))
+        importance = hessian.diagonal().to(torch.float32)  # all 0 where there was one example alone
+        quantizer.search(original, importance if importance.any() else None)
         rounded = round_with_feedback(original, hessian, quantizer, self.damping)
         bias = base_of(linear, "bias")
         bias.copy_(moments.bias(original, rounded, bias))

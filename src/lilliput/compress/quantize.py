@@ -12,12 +12,11 @@ from torch import nn
 from lilliput.compress.base import Claim, Pass
 from lilliput.compress.hidden import fix_hidden_scales
 from lilliput.config import QuantizeSettings
+from lilliput.models import TABLES
 from lilliput.models.encoder import TextEncoder
 from lilliput.models.layers import NoNorm
 from lilliput.models.stack import StoredAsBf16, WeightQuantizer, push
 from lilliput.models.vit import ViT
-
-EMBEDDINGS = ("class_token", "distillation_token", "positions", "words")
 
 
 class Quantization(Pass):
@@ -36,7 +35,7 @@ class Quantization(Pass):
     def attach(self, model: ViT) -> None:
         weights, embeddings = self.settings.weight_format, self.settings.embedding_format
         attach_quantizers(
-            model, lambda name: embeddings if name in EMBEDDINGS else weights, self.settings.scales == "learned"
+            model, lambda name: embeddings if name in TABLES else weights, self.settings.scales == "learned"
         )
 
     def claims(self, model: ViT) -> list[Claim]:
@@ -45,13 +44,16 @@ class Quantization(Pass):
         return [Claim("format", "quantize", detail, {"weight": weights, "embedding": embeddings})]
 
 
-def attach_quantizers(model: ViT | TextEncoder, format_of: Callable[[str], str], learned: bool = False) -> None:
+def attach_quantizers(
+    model: ViT | TextEncoder, format_of: Callable[[str], str], learned: bool = False, candidates: int = 40
+) -> None:
     """Put a quantiser on the stack of every matrix, and `StoredAsBf16` on that of every vector.
 
     Args:
         model: its token types, if it has any, are merged into the positions already.
         format_of: from a matrix's full name to the format that it is stored in.
         learned: whether the scales of linear layers are trained; all are first set by the least squared error.
+        candidates: how many scales are tried for each row.
     """
     for module_name, module, name in quantized_parameters(model):
         value = getattr(module, name)
@@ -59,8 +61,8 @@ def attach_quantizers(model: ViT | TextEncoder, format_of: Callable[[str], str],
             push(module, name, StoredAsBf16())
             continue
         format_name = format_of(f"{module_name}.{name}" if module_name else name)
-        quantizer = WeightQuantizer(format_name, value.shape[0], learned and name not in EMBEDDINGS)
-        quantizer.search(value.detach())
+        quantizer = WeightQuantizer(format_name, value.shape[0], learned and name not in TABLES)
+        quantizer.search(value.detach(), candidates=candidates)
         push(module, name, quantizer)
 
 
@@ -72,5 +74,5 @@ def quantized_parameters(model: ViT | TextEncoder) -> list[tuple[str, nn.Module,
     for name, module in model.named_modules():
         if isinstance(module, nn.LayerNorm | NoNorm):
             targets += [(name, module, "weight"), (name, module, "bias")]
-    embeddings = [name for name in EMBEDDINGS if isinstance(getattr(model, name, None), torch.Tensor)]
-    return targets + [("", model, name) for name in embeddings]
+    tables = [name for name in TABLES if isinstance(getattr(model, name, None), torch.Tensor)]
+    return targets + [("", model, name) for name in tables]

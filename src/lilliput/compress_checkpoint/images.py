@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from lilliput import data
 from lilliput.compress.base import Model
 from lilliput.compress_checkpoint.subject import Checkpoint, Measured, Subject
+from lilliput.compress_config import ImageCompressRecipe
 from lilliput.config import DataSettings
 from lilliput.data import ImageDataset, Part
 from lilliput.data.dataset import Source
@@ -20,12 +21,10 @@ from lilliput.errors import DataError, UserError
 from lilliput.lower import lower
 from lilliput.models.checkpoint import load_model
 from lilliput.models.vit import ViT
-from lilliput.program.builder import with_golden
 from lilliput.program.program import Program
 from lilliput.runtime.images import ImageSession
 from lilliput.runtime.preprocess import load_image
 from lilliput.runtime.session import Session
-from lilliput.text_config import ImageCompressRecipe
 from lilliput.train.examples import Images
 
 UNLABELLED = "unlabelled"  # the class of all images of a folder without sub-folders
@@ -75,13 +74,14 @@ class ImageSubject(Subject):
     def load(self, folder: Path) -> ViT:
         return load_model(folder)
 
-    def program(self, model: Model, provenance: dict[str, Any]) -> Program:
+    def lower(self, model: Model, provenance: dict[str, Any]) -> Program:
         # In full, because a default may change and the test part must not; without places of this machine.
         trained_on = json.loads(self.settings.model_dump_json(exclude={"path", "limit"}))
-        metadata = {"labels": list(self.model.labels), "provenance": provenance | {"data": trained_on}}
+        return lower(model, {"labels": list(self.model.labels), "provenance": provenance | {"data": trained_on}})
+
+    def golden(self) -> NDArray[np.uint8]:
         height, width, channels = self.model.image_shape
-        golden = self.data.validation.images[: self.recipe.export.golden].reshape(-1, height * width, channels)
-        return with_golden(lower(model, metadata), golden)
+        return self.data.validation.images[: self.recipe.export.golden].reshape(-1, height * width, channels)
 
     def measure(self, session: Session) -> Measured:
         assert isinstance(session, ImageSession)

@@ -1,19 +1,19 @@
 """The stages of `lil compress`: quantize -> distill -> export -> evaluate, of which `distill` may be left out.
 
-What can be refused is refused before the first stage: the checkpoint, its data, and names of layers.
+What can be refused is refused before the first stage: the checkpoint, its data, names of layers, and a model whose
+program cannot be.
 """
 
 import copy
 import json
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import PartialState
-from pydantic import BaseModel
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
@@ -23,27 +23,27 @@ import lilliput
 from lilliput import artifact
 from lilliput.compress.base import Model
 from lilliput.compress.ledger import assert_ledger
-from lilliput.compress.post_training import format_claim, linear_formats, quantize_post_training
-from lilliput.compress.quantize import EMBEDDINGS
+from lilliput.compress.post_training import format_claim, quantize_post_training, roughly_quantized
 from lilliput.compress_checkpoint.images import ImageSubject
 from lilliput.compress_checkpoint.subject import Checkpoint, Recipe, Subject
 from lilliput.compress_checkpoint.texts import TextSubject
+from lilliput.compress_config import TextCompressRecipe
 from lilliput.errors import UserError
 from lilliput.files import write_atomic
 from lilliput.measure import cosines
+from lilliput.models import TABLES
 from lilliput.models.checkpoint import save_model
 from lilliput.models.stack import base_of
-from lilliput.program.program import Program
+from lilliput.program.builder import with_golden
 from lilliput.report.terminal import table_of
 from lilliput.report.text import count, percent
 from lilliput.stages import StagedRun, alone_in, hash_of
-from lilliput.text_config import CompressRecipe
 from lilliput.train.display import TrainingDisplay
 from lilliput.train.distill import Distillation, outputs
 from lilliput.train.loop import Task, derive_seed, fit
 
 # Part of every key, with the version of Lilliput: raise it when a stage computes something else from the same settings.
-VERSION = 2
+VERSION = 3
 
 RESULTS = "results.json"
 PRODUCTS: dict[str, tuple[str, ...]] = {"export": ("model.lil",), "evaluate": (RESULTS,)}
@@ -61,22 +61,36 @@ class Run(StagedRun):
         start = [*self.checkpoint.fingerprint(), *self.subject.fingerprint()]
         return hash_of(VERSION, lilliput.__version__, self.recipe.seed, self.recipe.data, start)
 
-    def settings(self, stage: str) -> tuple[BaseModel, ...]:
-        return () if stage == "evaluate" else (getattr(self.recipe, stage),)
+    @property
+    def products(self) -> dict[str, tuple[str, ...]]:
+        return PRODUCTS
 
-    def products(self, stage: str) -> tuple[str, ...] | None:
-        return PRODUCTS.get(stage)
+    def settings(self, stage: str) -> tuple[object, ...]:
+        if stage == "evaluate":
+            return ()
+        settings = getattr(self.recipe, stage)
+        return (settings, self.provenance()) if stage == "export" else (settings,)
+
+    def provenance(self) -> dict[str, Any]:
+        """What the file says of where it comes from."""
+        return {
+            "lilliput": lilliput.__version__,
+            "recipe": self.recipe.name,
+            "seed": self.recipe.seed,
+            "checkpoint": self.checkpoint.name,
+            "stages": list(self.recipe.stages),
+        }
 
     def work(self, index: int, checkpoint: Path) -> dict[str, Any]:
         stage = self.stages[index]
         if stage in PRODUCTS:
             return {"export": _export, "evaluate": _evaluate}[stage](self)
         model, record = {"quantize": _quantize, "distill": _distill}[stage](self, checkpoint)
-        claims = [format_claim(self.checkpoint.model, self.recipe.quantize)]
-        record["ledger"] = assert_ledger(claims, model, stage)
+        claims = [format_claim(self.checkpoint.model, self.recipe.quantize)] if stage == "quantize" else []
+        record["ledger"] = assert_ledger(self.claims + claims, model, stage)
         (checkpoint.parent / "record.json").unlink(missing_ok=True)
         save_model(model, checkpoint.parent)
-        return record | {"claims": [claim.to_json() for claim in claims] if stage == "quantize" else []}
+        return record | {"claims": [claim.to_json() for claim in claims]}
 
     def summary(self, record: dict[str, Any]) -> str:
         if record["stage"] == "export":
@@ -107,7 +121,6 @@ def compress(
     console = console or Console(stderr=True)
     if PartialState().num_processes > 1:
         raise UserError("lil compress: several processes are not supported; start it without a launcher")
-    linear_formats(checkpoint.model, recipe.quantize)  # names that belong to no layer
     state = Run(
         recipe=recipe,
         checkpoint=checkpoint,
@@ -117,6 +130,7 @@ def compress(
         console=console,
         quiet=quiet,
     )
+    _refuse_early(state)
     with alone_in(state.folder, "lil compress"):
         if not quiet:
             _announce(state)
@@ -127,9 +141,16 @@ def compress(
 
 
 def _subject(checkpoint: Checkpoint, recipe: Recipe) -> Subject:
-    if isinstance(recipe, CompressRecipe):
+    if isinstance(recipe, TextCompressRecipe):
         return TextSubject(checkpoint, recipe)
     return ImageSubject(checkpoint, recipe)
+
+
+def _refuse_early(state: Run) -> None:
+    """Names of no layer, and a model that cannot become a program."""
+    model = roughly_quantized(state.checkpoint.model, state.recipe.quantize)
+    if "export" in state.recipe.stages:
+        state.subject.lower(model, state.provenance())
 
 
 def _quantize(state: Run, checkpoint: Path) -> tuple[Model, dict[str, Any]]:
@@ -144,7 +165,7 @@ def _quantize(state: Run, checkpoint: Path) -> tuple[Model, dict[str, Any]]:
 
 def _distill(state: Run, checkpoint: Path) -> tuple[Model, dict[str, Any]]:
     model = state.model()
-    for name in EMBEDDINGS:  # a word is too rare in so short a training to learn anything but noise
+    for name in TABLES:  # a word is too rare in so short a training to learn anything but noise
         if isinstance(getattr(model, name, None), torch.Tensor):
             base_of(model, name).requires_grad_(False)
     examples, watched = state.subject.distillation()
@@ -166,30 +187,16 @@ def _simulated(state: Run, model: Model) -> dict[str, Any]:
 
 
 def _export(state: Run) -> dict[str, Any]:
-    recipe = state.recipe
-    provenance = {
-        "lilliput": lilliput.__version__,
-        "recipe": recipe.name,
-        "seed": recipe.seed,
-        "checkpoint": state.checkpoint.name,
-        "stages": list(recipe.stages),
-    }
     path = state.folder / "model.lil"
-    artifact.write(state.subject.program(state.model(), provenance), path)
+    program = state.subject.lower(state.model(), state.provenance())
+    artifact.write(with_golden(program, state.subject.golden()), path)
     return {
         "file": path.name,
         "file_bytes": path.stat().st_size,
         "file_crc32": zlib.crc32(path.read_bytes()),
         "fp32_bytes": 4 * state.checkpoint.model.num_parameters(),
-        "ledger": assert_ledger(state.claims, _stored(path), "export"),
+        "ledger": assert_ledger(state.claims, artifact.read(path), "export"),
     }
-
-
-def _stored(path: Path) -> Program:
-    """The file's program with the tensors that claims are about: not the normalisation of pixels, which stays fp32."""
-    program = artifact.read(path)
-    kept = tuple(tensor for tensor in program.tensors if tensor.is_codes or tensor.role != "constant")
-    return replace(program, tensors=kept)
 
 
 def _evaluate(state: Run) -> dict[str, Any]:
@@ -210,7 +217,7 @@ def _evaluate(state: Run) -> dict[str, Any]:
         "cosine": _spread(cosines(found, expected)),
         "cosine_to_simulation": _spread(cosines(found, simulated)),
         "engine": engine,
-        "ledger": assert_ledger(state.claims, _stored(path), "evaluate"),
+        "ledger": assert_ledger(state.claims, artifact.read(path), "evaluate"),
     }
     if original.labels:
         results["differing_predictions"] = int((found.argmax(1) != expected.argmax(1)).sum())

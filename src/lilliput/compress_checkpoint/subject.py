@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lilliput.compress.base import Model
+from lilliput.compress_config import ImageCompressRecipe, TextCompressRecipe
 from lilliput.models.encoder import TextEncoder
 from lilliput.models.huggingface import load_pretrained
 from lilliput.program.program import Program
 from lilliput.runtime.session import Session
-from lilliput.text_config import CompressRecipe, ImageCompressRecipe
 from lilliput.train.examples import Examples
 
-Recipe = CompressRecipe | ImageCompressRecipe
+Recipe = TextCompressRecipe | ImageCompressRecipe
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Checkpoint:
     @property
     def recipe_kind(self) -> type[Recipe]:
         """The settings that there are for such a model."""
-        return CompressRecipe if isinstance(self.model, TextEncoder) else ImageCompressRecipe
+        return TextCompressRecipe if isinstance(self.model, TextEncoder) else ImageCompressRecipe
 
     def fingerprint(self) -> list[str]:
         """Settings, labels, and a checksum of the weights."""
@@ -101,8 +101,12 @@ class Subject(ABC):
         """A model that a stage has saved."""
 
     @abstractmethod
-    def program(self, model: Model, provenance: dict[str, Any]) -> Program:
-        """What is exported, with its golden examples."""
+    def lower(self, model: Model, provenance: dict[str, Any]) -> Program:
+        """A quantised model as a program, with all that its file says, but without golden examples."""
+
+    @abstractmethod
+    def golden(self) -> NDArray[np.uint8] | list[NDArray[np.uint32]]:
+        """Inputs of a program for the golden examples."""
 
     @abstractmethod
     def measure(self, session: Session) -> Measured:

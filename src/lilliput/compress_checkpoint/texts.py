@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from lilliput.compress.base import Model
 from lilliput.compress_checkpoint.subject import Checkpoint, Measured, Subject
+from lilliput.compress_config import TextCompressRecipe
 from lilliput.data.text import Sequences, read_texts, split_texts
 from lilliput.errors import DataError, UserError
 from lilliput.lower import lower
 from lilliput.models.checkpoint import CheckpointError, load_text_model
 from lilliput.models.encoder import TextEncoder
 from lilliput.models.huggingface.sentence import read_sentence_settings
-from lilliput.program.builder import with_golden
 from lilliput.program.program import Program, Vocabulary
 from lilliput.runtime.session import Session
 from lilliput.runtime.texts import TextSession
 from lilliput.text import Tokenizer
 from lilliput.text.huggingface import read_tokenizer
-from lilliput.text_config import CompressRecipe
 
 
 class TextSubject(Subject):
@@ -35,7 +35,7 @@ class TextSubject(Subject):
 
     noun = "texts"
 
-    def __init__(self, checkpoint: Checkpoint, recipe: CompressRecipe) -> None:
+    def __init__(self, checkpoint: Checkpoint, recipe: TextCompressRecipe) -> None:
         model, folder = checkpoint.model, checkpoint.folder
         assert isinstance(model, TextEncoder)
         if model.settings.pooling is None:
@@ -57,6 +57,8 @@ class TextSubject(Subject):
         self.max_tokens = model.settings.max_tokens or model.settings.num_positions
         self.parts = split_texts(read_texts(Path(recipe.data.path), recipe.data.column), recipe.data)
         self.sizes = {part: len(texts) for part, texts in vars(self.parts).items()}
+        for texts in vars(self.parts).values():
+            self.encode(texts, self.max_tokens)  # one without a token is refused now, not in the stage that comes to it
 
     def encode(self, texts: list[str], max_tokens: int) -> Sequences:
         """Token ids, cut to `max_tokens` and to what the model takes.
@@ -92,10 +94,12 @@ class TextSubject(Subject):
     def load(self, folder: Path) -> TextEncoder:
         return load_text_model(folder)
 
-    def program(self, model: Model, provenance: dict[str, Any]) -> Program:
+    def lower(self, model: Model, provenance: dict[str, Any]) -> Program:
+        return lower(model, {"tokenizer": self.tokenizer_settings, "provenance": provenance}, self.vocabulary)
+
+    def golden(self) -> list[NDArray[np.uint32]]:
         examples = self.encode(self.parts.validation[: self.recipe.export.golden], self.recipe.data.max_tokens)
-        metadata = {"tokenizer": self.tokenizer_settings, "provenance": provenance}
-        return with_golden(lower(model, metadata, self.vocabulary), examples.select(np.arange(len(examples))))
+        return examples.select(np.arange(len(examples)))
 
     def measure(self, session: Session) -> Measured:
         """From texts: it is the file's tokenizer that is measured, too."""

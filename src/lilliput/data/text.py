@@ -1,20 +1,16 @@
 """Texts without labels: read from a file, split with a seed, tokenized, and put into batches with little padding."""
 
-import csv
-import io
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lilliput.compress_config import TextDataSettings
+from lilliput.data.text_files import is_table, read_columns, read_utf8
 from lilliput.errors import DataError
-from lilliput.text_config import TextDataSettings
 
 Indices = NDArray[np.int64]
 CHUNK_BATCHES = 32  # batches whose texts are drawn together and then sorted by length
@@ -44,65 +40,24 @@ class Sequences:
         return ids, torch.arange(ids.shape[1]) < torch.from_numpy(lengths)[:, None]
 
 
-def read_texts(path: Path, column: str = "text") -> list[str]:
-    """Texts of a file, each once: one a line, or the `column` of a `.csv` or `.jsonl`. Empty ones are left out.
+def read_texts(path: Path, column: str | None = None) -> list[str]:
+    """Texts of a file, each once: one a line, or the `column` (None: 'text') of a `.csv` or `.jsonl`. Empty ones are
+    left out.
 
     Raises:
-        DataError: there is no such file, it is not UTF-8 or not text, a line of it is not what its name says, it has no
-            such column, or no text.
+        DataError: there is no such file, it is not UTF-8 or not text, its name is that of a table we do not read, a
+            line of it is not what its name says, it has no such column, or no text.
     """
-    text = _read_utf8(path)
-    found = {".csv": _csv_texts, ".jsonl": _jsonl_texts}.get(path.suffix.lower(), _lines)(path, text, column)
+    if is_table(path):
+        found = read_columns(path, [column or "text"])[0]
+    elif column is not None:
+        raise DataError(f"data {path}: plain text has no column '{column}'; give a .csv or .jsonl, or no data.column")
+    else:
+        found = read_utf8(path).split("\n")
     texts = list(dict.fromkeys(stripped for one in found if (stripped := one.strip())))
     if not texts:
         raise DataError(f"data {path}: has no text; write one text a line")
     return texts
-
-
-def _read_utf8(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"data {path}: cannot be read ({error.strerror}); give a file with one text a line") from None
-    if b"\0" in content:
-        line = content[: content.index(b"\0")].count(b"\n") + 1
-        raise DataError(f"data {path}: line {line} has a zero byte, so it is no text file; give UTF-8, one text a line")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise DataError(f"data {path}: line {line} is not UTF-8 ({error.reason}); convert the file first") from None
-
-
-def _lines(path: Path, text: str, column: str) -> Iterator[str]:
-    yield from text.split("\n")
-
-
-def _csv_texts(path: Path, text: str, column: str) -> Iterator[str]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        names = reader.fieldnames or []
-        if column not in names:
-            raise DataError(f"data {path}: has no column '{column}'; its columns are {', '.join(names) or 'none'}")
-        for row in reader:
-            if row[column] is None:
-                raise DataError(f"data {path}: line {reader.line_num} ends before the column '{column}'")
-            yield row[column]
-    except csv.Error as error:
-        raise DataError(f"data {path}: line {reader.line_num + 1} is not CSV ({error})") from None
-
-
-def _jsonl_texts(path: Path, text: str, column: str) -> Iterator[str]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row: Any = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"data {path}: line {number} is not JSON ({error})") from None
-        if not isinstance(row, dict) or not isinstance(row.get(column), str):
-            raise DataError(f"data {path}: line {number} must be an object whose '{column}' is a string")
-        yield row[column]
 
 
 def random_order(count: int, seed: int) -> Indices:

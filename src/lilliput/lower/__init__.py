@@ -8,14 +8,13 @@ from torch import nn
 from lilliput.lower.emit import Emitter, LoweringError
 from lilliput.lower.images import lower_image_model
 from lilliput.lower.texts import lower_text_model
+from lilliput.models import TABLES
 from lilliput.models.encoder import TextEncoder
 from lilliput.models.stack import WeightQuantizer, layer_of
 from lilliput.models.vit import ViT
 from lilliput.program.program import Program, Vocabulary
 
 __all__ = ["LoweringError", "lower"]
-
-TABLES = ("words", "positions", "class_token", "distillation_token")
 
 
 def lower(model: ViT | TextEncoder, metadata: dict[str, Any], vocabulary: Vocabulary | None = None) -> Program:

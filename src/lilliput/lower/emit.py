@@ -1,7 +1,5 @@
 """What image and text models share: layers as ops, and constants as tensors of the program, each once."""
 
-import math
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,10 +10,8 @@ from lilliput.models.layers import Attention, Linear, Mlp, NoNorm
 from lilliput.models.stack import WeightQuantizer, layer_of, levels_and_scale
 from lilliput.program.builder import ProgramBuilder
 from lilliput.program.formats import weight_layout
-from lilliput.program.mathfn import STEPS
+from lilliput.program.mathfn import LOG2E, STEPS
 from lilliput.program.ops import ACTIVATIONS
-
-LOG2E = math.log2(math.e)
 
 
 class LoweringError(UserError):

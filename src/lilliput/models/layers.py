@@ -18,8 +18,6 @@ from lilliput.config import LayerSettings
 from lilliput.models.stack import WeightQuantizer, base_of, layer_of, quantize_rows, round_ste
 from lilliput.program import mathfn
 
-LOG2E = math.log2(math.e)
-
 Activation = Literal["gelu", "gelu_tanh", "relu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,  # the erf form
@@ -170,7 +168,7 @@ def table_attention(q: Tensor, k: Tensor, v: Tensor, logit_scale: float, keys: T
     if keys is not None:
         v = v.masked_fill(~keys.transpose(-1, -2), 0.0)
     v_levels, v_scale = quantize_rows(v.flatten(-2))
-    scale = q_scale * (logit_scale * LOG2E * mathfn.STEPS)
+    scale = q_scale * (logit_scale * mathfn.LOG2E * mathfn.STEPS)
     scores = (q_levels @ k_levels.transpose(-1, -2)) * scale * k_scale.transpose(-1, -2)
     if keys is not None:
         scores = scores.masked_fill(~keys, -math.inf)

@@ -4,6 +4,7 @@ Each function takes and gives float32 arrays and works along the last axis where
 NaN are defined behaviour, so the floating-point flags are silenced. tools/fit_polynomials.py prints the coefficients.
 """
 
+import math
 from typing import cast
 
 import numpy as np
@@ -15,6 +16,7 @@ Int8 = NDArray[np.int8]
 LANES = 16
 TINY = np.float32(1e-30)  # rows whose largest magnitude is below this are zero
 INT8_MAX = np.float32(127)
+LOG2E = math.log2(math.e)  # from logits to those of a softmax to base 2
 
 
 def _hex(word: str) -> np.float32:

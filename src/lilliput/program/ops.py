@@ -12,6 +12,7 @@ from lilliput.errors import ArtifactError
 from lilliput.program import op_functions
 from lilliput.program.formats import round_up
 from lilliput.program.op_functions import Attributes, Function
+from lilliput.program.plan import TOKENS_STEP
 
 ACTIVATIONS: dict[str, int] = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "tanh": 4}
 MAX_ACTIVATION = {1: 2, 2: 4}  # by version
@@ -104,8 +105,8 @@ class OpSpec:
 
 def attention_scratch_bytes(tokens: int, head_dim: int) -> int:
     """Bytes of working memory that `attention` needs in an image program; PER_TOKEN tokens: in a sequence program, for
-    each token of a multiple of 16."""
-    padded_tokens, padded_dim = round_up(tokens, 16), round_up(head_dim, 16)
+    each token of a multiple of TOKENS_STEP."""
+    padded_tokens, padded_dim = round_up(tokens, TOKENS_STEP), round_up(head_dim, 16)
     if not tokens:
         return 3 * padded_dim + 92
     return 2 * padded_tokens * padded_dim + 16 * padded_dim + 92 * padded_tokens
@@ -113,7 +114,7 @@ def attention_scratch_bytes(tokens: int, head_dim: int) -> int:
 
 def table_attention_scratch_bytes(tokens: int, head_dim: int) -> int:
     """The same of `table_attention`."""
-    padded_tokens, padded_dim = round_up(tokens, 16), round_up(head_dim, 16)
+    padded_tokens, padded_dim = round_up(tokens, TOKENS_STEP), round_up(head_dim, 16)
     if not tokens:
         return 3 * padded_dim + 132
     parts = 2 * padded_tokens * padded_dim + 16 * padded_dim + 68 * padded_tokens + 16 * round_up(tokens, 64)

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from lilliput.compress_config import DistillSettings
 from lilliput.data.text import Indices, shuffled_batches, sorted_batches
-from lilliput.text_config import DistillSettings
 from lilliput.train.examples import Examples, forward, tokens_of
 from lilliput.train.loop import Place, derive_seed
 

@@ -26,6 +26,7 @@ class ImageClassification:
 
     def loss(self, model: nn.Module, settings: LoopSettings, place: Place, device: torch.device) -> Tensor:
         pixels, targets = self._batch(settings, place)
+        model.train()
         return F.cross_entropy(model(pixels.to(device)), targets.to(device), label_smoothing=settings.label_smoothing)
 
     def _batch(self, settings: LoopSettings, place: Place) -> tuple[Tensor, Tensor]:

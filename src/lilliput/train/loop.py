@@ -23,9 +23,8 @@ from torch import Tensor, nn
 
 from lilliput.config import FitSettings
 from lilliput.errors import FailureError
+from lilliput.models import EMBEDDINGS
 from lilliput.train.state import TrainingState, load_state, save_state
-
-EMBEDDINGS = {"positions", "class_token", "distillation_token", "words", "token_types"}
 
 
 class Display(Protocol):
@@ -57,7 +56,7 @@ class Objective(Protocol[S_contra]):
         ...
 
     def loss(self, model: nn.Module, settings: S_contra, place: Place, device: torch.device) -> Tensor:
-        """The loss of one batch; the model is in training mode."""
+        """The loss of one batch, in the mode (`train()` or `eval()`) that it sets."""
         ...
 
     def evaluate(self, model: nn.Module, settings: S_contra) -> dict[str, float]:
@@ -165,7 +164,6 @@ def _step(
     objective: Objective[S],
     place: Place,
 ) -> float:
-    model.train()
     loss = objective.loss(model, settings, place, accelerator.device)
     value = float(loss.detach())
     if not math.isfinite(value):

@@ -18,7 +18,7 @@ from lilliput.models.checkpoint import CheckpointError
 from lilliput.models.encoder import EncoderSettings, TextEncoder
 from lilliput.models.huggingface.configs import TEXT_CONFIGS, Config, TextConfig
 from lilliput.models.huggingface.families import FAMILIES, Names
-from lilliput.models.huggingface.files import WEIGHTS, one_line, read_object, read_tensors
+from lilliput.models.huggingface.files import WEIGHTS, check_folder, one_line, read_object, read_tensors
 from lilliput.models.huggingface.images import DISTILLATION, ImageConfig, read_normalization, write_normalization
 from lilliput.models.huggingface.sentence import read_sentence_settings, write_sentence_settings
 from lilliput.models.huggingface.tensors import Checkpoint, slots_of, tensors_for_file
@@ -38,8 +38,7 @@ def load_pretrained(folder: Path) -> TextEncoder | ViT:
         CheckpointError: a file is missing or damaged, weights are pickled or do not fit the configuration or are not
             finite, or the configuration asks for something that our models do not have.
     """
-    if not folder.is_dir():
-        raise CheckpointError(f"model in {folder}: there is no such folder")
+    check_folder(folder)
     root, pooling = read_sentence_settings(folder)
     raw = read_object(root / "config.json")
     model_type, architecture = _architecture(raw, root)
@@ -120,7 +119,7 @@ def save_pretrained(model: TextEncoder | ViT, folder: Path) -> None:
 
     Raises:
         CheckpointError: the model is one for which Hugging Face's configuration has no words, for example after heads
-            were pruned.
+            were pruned, or one that `load_pretrained` would refuse: a classifier of one class.
         FailureError: the folder cannot be written.
     """
     config: Config
@@ -153,7 +152,7 @@ def _text_config(settings: EncoderSettings) -> tuple[TextConfig, str, str]:
     pooling = {} if settings.head else {"pooling": settings.pooling, "normalize": settings.normalize}
     try:
         config = TEXT_CONFIGS[settings.family].of(settings)
-        said = config.settings(settings.head.labels if settings.head else None, pooling)
+        said = config.settings(config.labels(len(settings.head.labels)) if settings.head else None, pooling)
     except ValueError as error:
         raise _no_words(settings.family, error) from None
     said = said.model_copy(update={"embedding_dim": said.token_dim, "order": said.resolved_order()})
@@ -167,6 +166,7 @@ def _image_config(model: ViT) -> tuple[ImageConfig, str, str]:
     model_type = next(name for name, family in FAMILIES.items() if architecture in family.architectures)
     try:
         config = ImageConfig.of(model)
+        config.labels(model.num_classes)
         said = config.settings(architecture)
     except ValueError as error:
         raise _no_words(model_type, error) from None

@@ -1,6 +1,7 @@
 """Reading the files of a Hugging Face folder: JSON and safetensors, never pickle. Every error is one line."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,23 @@ from lilliput.models.checkpoint import CheckpointError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+LFS_POINTER = b"version https://git-lfs"  # how the text begins that stands for a file where Git LFS has not fetched it
+HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse what is no folder.
+
+    Raises:
+        CheckpointError: it is a file, or not there: then it may be a name on the hub.
+    """
+    if folder.is_dir():
+        return
+    if folder.exists():
+        raise CheckpointError(f"model in {folder}: is a file; give the folder that has config.json and {WEIGHTS}")
+    hub = "; a model of the hub must be downloaded first (hf download NAME --local-dir FOLDER)"
+    raise CheckpointError(f"model in {folder}: there is no such folder{hub if HUB_NAME.fullmatch(str(folder)) else ''}")
 
 
 def read_json(path: Path) -> Any:
@@ -41,13 +59,17 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of `model.safetensors`, or of the files that its index names.
 
     Raises:
-        CheckpointError: there are none, only pickled ones, or a file is missing or damaged.
+        CheckpointError: there are none, only pickled ones, or a file is missing, damaged, or not fetched by Git LFS.
     """
     tensors: dict[str, Tensor] = {}
     for path in _weight_files(folder):
         try:
             tensors |= load_file(path)
         except (OSError, SafetensorError) as error:
+            if isinstance(error, SafetensorError) and _is_lfs_pointer(path):
+                raise CheckpointError(
+                    f"model in {folder}: {path.name} is a pointer of Git LFS, no weights; git lfs pull fetches them"
+                ) from None
             why = " ".join(str(error).split())[:200]
             raise CheckpointError(f"model in {folder}: {path.name} is missing or damaged ({why})") from None
     return tensors
@@ -69,6 +91,11 @@ def _weight_files(folder: Path) -> list[Path]:
                 "AutoModel.from_pretrained(folder).save_pretrained(other, safe_serialization=True)"
             )
     raise CheckpointError(f"model in {folder}: no weights; it must have {WEIGHTS} or {INDEX}")
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(LFS_POINTER)) == LFS_POINTER
 
 
 def one_line(error: ValidationError) -> str:

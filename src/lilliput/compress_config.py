@@ -14,7 +14,7 @@ class TextDataSettings(Settings):
     """Texts without labels. What is held out is drawn with the seed before anything else sees a text."""
 
     path: str | None = Field(default=None, description="one text a line, or a .csv or .jsonl; given by --data")
-    column: str = Field(default="text", description="of a .csv or .jsonl")
+    column: str | None = Field(default=None, description="of a .csv or .jsonl; None: 'text'")
     test: int = Field(default=1000, ge=1, description="texts to measure on; at most a quarter of all")
     validation: int = Field(default=300, ge=1, description="texts to watch training with; at most a quarter of all")
     split_seed: int = Field(default=0, ge=0)
@@ -81,6 +81,7 @@ STAGE_NEEDS: dict[str, tuple[str, ...]] = {
 class CommonRecipe(Settings):
     """How a checkpoint becomes a file: what those of texts and of images share."""
 
+    command: Literal["compress"] = Field(default="compress", description="which command the recipe is for")
     name: str = Field(default="compressed", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     seed: int = Field(default=0, ge=0)
     stages: Annotated[tuple[CompressStage, ...], Field(min_length=1)] = ("quantize", "distill", "export", "evaluate")
@@ -100,7 +101,7 @@ class CommonRecipe(Settings):
         return self
 
 
-class CompressRecipe(CommonRecipe):
+class TextCompressRecipe(CommonRecipe):
     """For a text encoder."""
 
     data: TextDataSettings = TextDataSettings()
