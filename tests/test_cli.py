@@ -142,7 +142,15 @@ def test_eval_measures_what_the_reference_computes(lil: Any, model: Path) -> Non
     assert (report["examples"], report["data"], report["part"]) == (len(test), "digits", "test")
     assert report["accuracy"] == right / len(test)
     assert np.trace(report["confusion"]) == right
-    assert f"({right:,} of {len(test):,})" in lil("eval", model).out
+    assert f"({right:,} of {len(test):,}), macro-F1 {report['macro_f1']:.4f}" in lil("eval", model).out
+
+
+def test_eval_verifies_against_the_reference(lil: Any, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lilliput.measure.RANDOM_IMAGES", 50)
+    report = json.loads(lil("eval", model, "--verify", "--json").out)
+    assert report["identical_to_reference"] == report["examples"] + 50
+    said = f"the same bits on {report['examples']:,} images and 50 random images; golden examples: "
+    assert said in lil("eval", model, "--verify").out
 
 
 def test_eval_uses_the_settings_in_the_file(lil: Any, tmp_path: Path) -> None:

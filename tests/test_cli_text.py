@@ -1,7 +1,10 @@
-"""The command line on models of text: `embed`, `predict`, `inspect`, and one clear line for every mistake."""
+"""The command line on models of text: `embed`, `predict`, `eval`, `inspect`, and one clear line for every mistake."""
 
+import csv
 import io
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from lilliput import artifact, cli
+from lilliput import artifact, cli, measure
+from lilliput.cli import evaluation
 from lilliput.program import cost
 from lilliput.runtime import isas
 from lilliput.runtime.opening import open_text_model
 from lilliput.runtime.texts import TextSession
 
+LABELS = ["bad", "[good]", "so-so"]  # of the classifier
 LINES = ["The small texts!", "", "a tiny model .", "Ünknown"]
 
 
@@ -84,6 +89,7 @@ def refused(result: Result, code: int = 2) -> str:
 
 def test_embed_writes_what_the_session_gives(lil: Any, embedder: Path, lines: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "vectors.npy"
+    out.parent.mkdir()
     result = lil("embed", embedder, lines, "--out", out)
     assert result == (0, f"{out}: 4 vectors of 36 dimensions\n", "")
     vectors = np.load(out, allow_pickle=False)
@@ -157,6 +163,14 @@ def test_embed_refuses_what_it_cannot_do(
         ("embed", classifier, lines, "--out", out): f"{classifier}: its task is text-classification; embed needs",
         ("embed", image_model, lines, "--out", out): f"{image_model}: it takes images (its task is image-",
         ("embed", embedder, lines, "--out", tmp_path): f"--out {tmp_path}: is a folder; must be a file",
+        (
+            "embed",
+            embedder,
+            lines,
+            "--out",
+            "/nope/x.npy",
+        ): "--out /nope/x.npy: there is no folder /nope; make it first",
+        ("embed", embedder, lines, "--out", lines / "x"): f"--out {lines}/x: there is no folder {lines}; make it",
         ("embed", embedder, lines, "--out", out, "--isa", "mmx"): "isa: 'mmx' is no instruction set",
         ("embed", embedder, lines, "--out", out, "--threads", 0): "Invalid value for '--threads'",
         ("embed", embedder, lines): "Missing option '--out'",
@@ -175,9 +189,21 @@ def test_a_text_without_tokens_is_named_by_its_line(lil: Any, text_models: Modul
     assert message == f"{model}: text 4: gives no token; the model takes 1 or more (text 0 is line 257)"
 
 
+def test_embed_does_not_write_over_what_it_reads(lil: Any, embedder: Path, lines: Path, tmp_path: Path) -> None:
+    model, link = tmp_path / "model.lil", tmp_path / "link.npy"
+    model.write_bytes(embedder.read_bytes())
+    link.hardlink_to(lines)
+    before = {path: path.read_bytes() for path in (model, lines)}
+    for out in (model, lines, link, tmp_path / "." / "lines.txt"):
+        message = refused(lil("embed", model, lines, "--out", out))
+        assert message == f"--out {out}: would be written over what is read; give another file"
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_a_vectors_file_that_cannot_be_written(lil: Any, embedder: Path, lines: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    assert "cannot write" in refused(lil("embed", embedder, lines, "--out", tmp_path / "file" / "vectors.npy"), 1)
+    os.mkfifo(tmp_path / "pipe")
+    message = refused(lil("embed", embedder, lines, "--out", tmp_path / "pipe"))
+    assert message == f"cannot write {tmp_path / 'pipe'}: it is there and is not a file; give the path of a file"
 
 
 def test_ctrl_c_leaves_nothing_half_written(
@@ -250,8 +276,160 @@ def test_predict_refuses_what_it_cannot_do(
         assert refused(lil(*arguments)).startswith(message), arguments
 
 
-def test_eval_refuses_text(lil: Any, embedder: Path) -> None:
-    assert "it takes text (its task is text-embedding); this needs a model that takes" in refused(lil("eval", embedder))
+# --- eval ------------------------------------------------------------------------------------------------------------
+
+
+def write_labelled(path: Path, texts: list[str], labels: list[str], names: tuple[str, str] = ("text", "label")) -> Path:
+    """A .csv or .jsonl of texts and their labels."""
+    rows = [dict(zip(names, row, strict=True)) for row in zip(texts, labels, strict=True)]
+    if path.suffix == ".csv":
+        with path.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, names)
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("file", ["texts.csv", "texts.jsonl"])
+def test_eval_measures_what_the_session_predicts(lil: Any, classifier: Path, tmp_path: Path, file: str) -> None:
+    texts = [*LINES, *LINES, "a small model"]  # several of one text are several examples
+    with open_text_model(classifier) as session:
+        predicted = [session.labels[number] for number in session.predict(texts)[0]]
+    labels = [*predicted[:6], *(("[good]" if name == "bad" else "bad") for name in predicted[6:])]
+    confusion = {(label, name): 0 for label in LABELS for name in LABELS}
+    for pair in zip(labels, predicted, strict=True):
+        confusion[pair] += 1
+    path = write_labelled(tmp_path / file, texts, labels)
+    report = json.loads(lil("eval", classifier, "--path", path, "--json").out)
+    assert (report["file"], report["data"], report["examples"]) == (str(classifier), str(path), 9)
+    assert (report["accuracy"], report["labels"]) == (6 / 9, LABELS)
+    assert report["confusion"] == [[confusion[label, name] for name in LABELS] for label in LABELS]
+    assert "identical_to_reference" not in report
+    said = f"{classifier}: 66.67% of the texts of {path} (6 of 9), macro-F1 {report['macro_f1']:.4f}\n"
+    assert lil("eval", classifier, "--path", path) == (0, said, "")
+    other = write_labelled(tmp_path / f"other-{file}", texts, labels, ("body", "section"))
+    named = lil("eval", classifier, "--path", other, "--column", "body", "--label-column", "section", "--json")
+    assert json.loads(named.out) == report | {"data": str(other)}
+
+
+def test_eval_verifies_against_the_reference(lil: Any, embedder: Path, classifier: Path, lines: Path) -> None:
+    for model in (embedder, classifier):
+        program = artifact.read(model)
+        random = len(measure.random_sequences(program))
+        about = {"file": str(model), "file_bytes": model.stat().st_size}
+        report = json.loads(lil("eval", model, "--verify", "--json").out)
+        assert report == about | {"identical_to_reference": random, "golden_examples": 2}
+        report = json.loads(lil("eval", model, "--verify", "--path", lines, "--json").out)
+        compared = {"identical_to_reference": 4 + random, "golden_examples": 2}
+        assert report == about | {"data": str(lines)} | compared
+        said = f"the same bits on 4 texts and {random} random sequences; golden examples: 2, as in the file\n"
+        assert lil("eval", model, "--verify", "--path", lines).out == f"runtime and numpy reference: {said}"
+
+
+def test_eval_verifies_at_most_some_of_the_texts(
+    lil: Any, classifier: Path, embedder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But measures accuracy on all, and takes those from everywhere in the file."""
+    texts = [f"a {'tiny ' * (number % 5)}text" for number in range(250)]
+    path = write_labelled(tmp_path / "texts.csv", texts, ["bad"] * 250)
+    result = lil("eval", classifier, "--path", path, "--verify")
+    assert (result.code, result.err) == (0, "")
+    assert "of 250), macro-F1" in result.out
+    assert "the same bits on 100 texts (of 250) and" in result.out
+    seen: list[list[list[int]]] = []
+
+    def verify(session: Any, program: Any, inputs: Any, progress: Any) -> int:
+        seen.append([ids.tolist() for ids in inputs])
+        return len(inputs)
+
+    monkeypatch.setattr(measure, "verify", verify)
+    monkeypatch.setattr(evaluation, "VERIFIED_TEXTS", 4)
+    (tmp_path / "lines.txt").write_text("\n".join(["a"] * 3 + ["small"] * 3 + ["tiny"] * 3))
+    assert lil("eval", embedder, "--path", tmp_path / "lines.txt", "--verify").code == 0
+    assert seen == [[[2, 5, 3], [2, 5, 3], [2, 6, 3], [2, 7, 3]]]
+
+
+def test_eval_of_a_runtime_that_differs(lil: Any, embedder: Path, lines: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = TextSession.run
+
+    def wrong(self: TextSession, sequences: Any) -> Any:
+        outputs = run(self, sequences)
+        outputs[[len(ids) == 24 for ids in sequences]] += np.float32(1e-7)
+        return outputs
+
+    monkeypatch.setattr(TextSession, "run", wrong)
+    message = refused(lil("eval", embedder, "--verify", "--path", lines), 1)
+    assert message.startswith(f"{embedder}: the runtime and the reference differ on ")
+    assert "first on random example " in message
+
+
+def test_eval_refuses_what_it_cannot_do(
+    lil: Any, embedder: Path, classifier: Path, image_model: Path, lines: Path, tmp_path: Path
+) -> None:
+    table = write_labelled(tmp_path / "t.csv", ["a", "b", "c"], ["bad", "good", "worst"])
+    missing = write_labelled(tmp_path / "m.jsonl", ["a"], ["bad"], ("text", "section"))
+    said = {
+        ("eval", embedder): f"{embedder}: gives vectors, which have no accuracy; --verify compares them with the numpy",
+        ("eval", embedder, "--path", table): f"{embedder}: gives vectors, which have no accuracy",
+        ("eval", embedder, "--verify", "--path", table, "--label-column", "label"): f"--label-column: {embedder} gives",
+        ("eval", classifier): f"{classifier}: no labels to measure accuracy by; give --path FILE.jsonl (or .csv)",
+        (
+            "eval",
+            classifier,
+            "--path",
+            lines,
+        ): f"{classifier}: no labels to measure accuracy by; give --path FILE.jsonl",
+        (
+            "eval",
+            classifier,
+            "--path",
+            lines,
+            "--column",
+            "text",
+        ): "--column and --label-column are of a .csv or .jsonl",
+        ("eval", classifier, "--verify", "--label-column", "x"): "--column and --label-column are of a .csv or .jsonl",
+        (
+            "eval",
+            classifier,
+            "--path",
+            table,
+        ): f"data {table}: labels that the model does not know: 'good', 'worst'; it knows 'bad', '[good]', 'so-so'",
+        ("eval", classifier, "--path", missing): f"data {missing}: line 1 must be an object whose 'label' is a string; "
+        "it has text, section",
+        (
+            "eval",
+            classifier,
+            "--path",
+            tmp_path / "no.csv",
+        ): f"data {tmp_path / 'no.csv'}: cannot be read (No such file",
+        ("eval", classifier, "--path", "x.tsv"): "data x.tsv: .tsv is not read; give a .csv, a .jsonl, or plain text",
+        ("eval", embedder, "--verify", "--path", tmp_path): f"{tmp_path}: cannot be read (Is a directory)",
+        ("eval", classifier, "--data", "digits"): f"--data: {classifier} is a model of text, which has no use for it",
+        ("eval", image_model, "--column", "text"): f"--column: {image_model} is a model of images, which has no use",
+        ("eval", image_model, "--label-column", "x"): f"--label-column: {image_model} is a model of images, which has",
+    }
+    for arguments, message in said.items():
+        assert refused(lil(*arguments)).startswith(message), arguments
+
+
+def test_eval_of_texts_needs_no_torch(classifier: Path, tmp_path: Path) -> None:
+    path = write_labelled(tmp_path / "t.jsonl", ["a model"], ["bad"])
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('torch', 'sklearn')))\n"
+        "from lilliput.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    arguments = ["eval", str(classifier), "--path", str(path), "--verify"]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
+
+
+def test_eval_names_a_text_without_tokens(lil: Any, text_models: ModuleType, tmp_path: Path) -> None:
+    model, lines = tmp_path / "bytes.lil", tmp_path / "lines.txt"
+    artifact.write(text_models.text_program(tokenizer=text_models.bytes_only(), golden=[]), model)
+    lines.write_text("a\n\nb\n")
+    message = refused(lil("eval", model, "--verify", "--path", lines))
+    assert message == f"data {lines}: text 1 (from 0), '', has no token; leave it out"
 
 
 # --- inspect ---------------------------------------------------------------------------------------------------------

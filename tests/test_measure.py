@@ -1,17 +1,25 @@
-"""Accuracy and confusion are counted right, in batches, and what cannot be counted is refused."""
+"""What is measured is counted right, in batches; runtime and reference are compared; the impossible is refused."""
 
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lilliput import measure
-from lilliput.errors import InputError
+from lilliput import artifact, measure
+from lilliput.errors import FailureError, InputError
+from lilliput.program.formats import round_bf16
+from lilliput.program.program import Program
 from lilliput.runtime.images import ImageSession
+from lilliput.runtime.opening import open_text_model
+from lilliput.runtime.texts import TextSession
 
 
 class Oracle:
@@ -67,7 +75,7 @@ def test_batches_cover_everything_and_report_progress(monkeypatch: pytest.Monkey
     ("guesses", "labels", "message"),
     [
         ([], [], "at least one"),
-        ([0, 1], [0], "one label an image"),
+        ([0, 1], [0], "one label an example"),
         ([0, 1], [0, 3], "0 to 2"),
         ([0, 1], [-1, 0], "-1 to 0"),
     ],
@@ -75,6 +83,99 @@ def test_batches_cover_everything_and_report_progress(monkeypatch: pytest.Monkey
 def test_impossible_sets_are_refused(guesses: list[int], labels: list[int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         evaluate(Oracle(), guesses, labels)
+
+
+def test_macro_f1_by_hand() -> None:
+    # Classes by examples (guess, label): a: TP 1, FP 1, FN 0; b: TP 1, FP 1, FN 1; c: TP 1, FP 0, FN 1.
+    found = evaluate(Oracle(), [0, 0, 1, 2, 1], [0, 1, 1, 2, 2]).macro_f1
+    assert found == pytest.approx((2 / 3 + 1 / 2 + 2 / 3) / 3)
+    # A class that nobody has and nobody is taken for does not count; one that somebody is taken for does.
+    assert evaluate(Oracle(), [0, 1], [0, 1]).macro_f1 == 1.0
+    assert evaluate(Oracle(), [0, 2], [0, 0]).macro_f1 == pytest.approx((2 / 3 + 0) / 2)
+
+
+# --- runtime and reference -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def classifier(text_models: ModuleType) -> Program:
+    program: Program = text_models.text_program("text-classification")
+    return program
+
+
+@pytest.fixture(scope="module")
+def text_session(classifier: Program, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TextSession]:
+    path = tmp_path_factory.mktemp("measure") / "classifier.lil"
+    artifact.write(classifier, path)
+    with open_text_model(path) as session:
+        yield session
+
+
+def shifted(program: Program, name: str, by: float) -> Program:
+    """The program with other values in one tensor of bfloat16."""
+    return replace(
+        program,
+        tensors=tuple(
+            replace(tensor, values=round_bf16(tensor.values + np.float32(by))) if tensor.name == name else tensor
+            for tensor in program.tensors
+        ),
+    )
+
+
+def test_texts_are_evaluated_as_images_are(text_session: TextSession) -> None:
+    sequences = text_session.tokenize(["a model", "the tiny text!", "small", "."])
+    logits = text_session.run(sequences)
+    labels = logits.argmax(axis=1).astype(np.int64)
+    labels[1] = (labels[1] + 1) % 3
+    found = measure.evaluate(text_session, sequences, labels)
+    assert (found.accuracy, found.examples) == (3 / 4, 4)
+    assert found.logits.tobytes() == logits.tobytes()
+
+
+def test_random_sequences_have_every_extreme_length(classifier: Program) -> None:
+    sequences = measure.random_sequences(classifier)
+    lengths = [len(ids) for ids in sequences]
+    assert {1, 2, 15, 16, 17, 23, 24} <= set(lengths) <= set(range(1, 25))
+    every = np.concatenate(sequences)
+    assert (every.min(), every.max()) == (0, 13)  # the ids that it knows
+    assert all(any(len(ids) == 24 and set(ids) == {token} for ids in sequences) for token in (0, 13))
+    again = measure.random_sequences(classifier)
+    assert [ids.tolist() for ids in again] == [ids.tolist() for ids in sequences]
+    one = measure.random_sequences(replace(classifier, max_tokens=1))
+    assert {len(ids) for ids in one} == {1}
+
+
+def test_the_runtime_is_compared_on_texts(text_session: TextSession, classifier: Program) -> None:
+    sequences, seen = text_session.tokenize(["a model", "", "the tiny text!"]), list[tuple[int, int]]()
+    total = 3 + len(measure.random_sequences(classifier))
+    assert measure.verify(text_session, classifier, sequences, lambda *step: seen.append(step)) == total
+    assert seen[-1] == (total, total)
+    assert measure.verify(text_session, classifier, []) == total - 3
+    other = shifted(classifier, "head.bias", 0.25)
+    message = rf"differ on {total} of {total} examples, first on example 0 \(from 0\)$"
+    with pytest.raises(FailureError, match=message):
+        measure.verify(text_session, other, sequences)
+    with pytest.raises(FailureError, match=r"first on random example 0 "):
+        measure.verify(text_session, other, [])
+
+
+def test_a_difference_in_one_position_is_found(text_session: TextSession, classifier: Program) -> None:
+    """Only sequences as long as the model takes them see its last position."""
+    (table,) = (tensor for tensor in classifier.tensors if tensor.name == "positions")
+    values = table.values.copy()
+    values[-1] = -values[-1]
+    tensors = tuple(replace(tensor, values=values) if tensor is table else tensor for tensor in classifier.tensors)
+    with pytest.raises(FailureError, match=r"differ on \d+ of \d+ examples, first on random example"):
+        measure.verify(text_session, replace(classifier, tensors=tensors), text_session.tokenize(["a model"]))
+
+
+def test_a_golden_example_that_is_not_the_files(classifier: Program, tmp_path: Path) -> None:
+    artifact.write(replace(classifier, golden_outputs=classifier.golden_outputs + np.float32(1)), tmp_path / "m.lil")
+    with (
+        open_text_model(tmp_path / "m.lil") as session,
+        pytest.raises(FailureError, match="golden example 0: output 0 is"),
+    ):
+        measure.verify(session, classifier, [])
 
 
 def ranks_by_loops(queries: NDArray[np.float32], documents: NDArray[np.float32]) -> list[int]:

@@ -142,7 +142,8 @@ def test_models_and_health(client: openai.OpenAI, http: httpx2.Client, model: Pa
 
 WRONG: dict[str, tuple[dict[str, Any], int, str | None, str]] = {
     "another-model": ({"model": "gpt"}, 404, "model", "the model 'gpt' is not here; 'tiny' is"),
-    "no-model": ({"model": None}, 404, "model", "the model 'None' is not here; 'tiny' is"),
+    "no-model": ({"model": None}, 400, "model", "model is missing; it must be 'tiny'"),
+    "model-is-no-name": ({"model": 3}, 404, "model", "the model '3' is not here; 'tiny' is"),
     "no-input": ({"input": None}, 400, "input", "input must be a string, a list of token ids, or a list of 1 to 2048"),
     "empty-list": ({"input": []}, 400, "input", "input must be"),
     "empty-ids": ({"input": [[]]}, 400, "input", "input must be"),
@@ -212,6 +213,22 @@ def test_a_file_that_gives_no_vectors(text_models: ModuleType, good_file: bytes,
     result = subprocess.run([sys.executable, str(APP), str(path)], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
     assert re.fullmatch(rf"serve: {re.escape(str(path))}: .*\n", result.stderr)
+
+
+def test_a_request_that_names_no_model(http: httpx2.Client) -> None:
+    answer = http.post("/v1/embeddings", json={"input": "a"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "model")
+    assert answer.json()["error"]["message"] == "model is missing; it must be 'tiny'"
+
+
+@pytest.mark.parametrize("port", ["65536", "99999", "-1", "000099999", "http", ""])
+def test_a_port_that_there_is_not(
+    app: ModuleType, model: Path, port: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["app.py", str(model), f"--port={port}"])
+    with pytest.raises(SystemExit, match=r"^2$"):
+        app.main()
+    assert f"argument --port: '{port}' is no port; must be 0 to 65535" in capsys.readouterr().err
 
 
 # --- inside ----------------------------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ FIELDS = ("input", "model", "encoding_format", "dimensions", "user")
 MAX_INPUTS = 2048  # of one request, as there
 MAX_BODY_BYTES = 16 * 2**20
 MAX_CONNECTIONS = 1024  # more are told to come back later
+MAX_PORT = 65_535
 KEEP_WAITING_SECONDS = 30  # requests in progress when the server is stopped
 
 Vectors = NDArray[np.float32]
@@ -120,9 +121,11 @@ def parse(body: bytes, name: str, num_outputs: int) -> Embeddings:
         raise RequestError(f"the body must be an object with {', '.join(FIELDS)}")
     if unknown := sorted(set(tree) - set(FIELDS)):
         raise RequestError(f"unknown field '{unknown[0][:80]}'; the fields are {', '.join(FIELDS)}", unknown[0][:80])
-    if tree.get("model") != name:
+    if tree.get("model") is None:
+        raise RequestError(f"model is missing; it must be '{name}'", "model")
+    if tree["model"] != name:
         raise RequestError(
-            f"the model {str(tree.get('model'))[:80]!r} is not here; '{name}' is", "model", 404, "model_not_found"
+            f"the model {str(tree['model'])[:80]!r} is not here; '{name}' is", "model", 404, "model_not_found"
         )
     encoding = tree.get("encoding_format", "float")
     if encoding not in ("float", "base64"):
@@ -235,11 +238,17 @@ def _encoded(vector: Vectors, as_base64: bool) -> str | list[float]:
     return base64.b64encode(vector.astype("<f4").tobytes()).decode() if as_base64 else vector.tolist()
 
 
+def _port(given: str) -> int:
+    if not given.isdecimal() or len(given) > len(str(MAX_PORT)) or int(given) > MAX_PORT:
+        raise argparse.ArgumentTypeError(f"'{given}' is no port; must be 0 to {MAX_PORT}")
+    return int(given)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Serve a text model's vectors as OpenAI's embeddings API does.")
     parser.add_argument("model", help="a model.lil for text-embedding, with its tokenizer")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8000, help="0: any that is free")
+    parser.add_argument("--port", type=_port, default=8000, help="0: any that is free")
     parser.add_argument("--threads", type=int, default=1, help="that share the texts of a batch")
     parser.add_argument("--name", help="the model's name in requests (default: the file's, without .lil)")
     options = parser.parse_args()

@@ -1,4 +1,5 @@
-"""Measuring an artifact: its accuracy through the runtime, and what it was measured with: machine and source tree."""
+"""Measuring an artifact: its accuracy through the runtime, its bits against the reference, and what it was measured
+with: machine and source tree."""
 
 import os
 import platform
@@ -14,12 +15,17 @@ from numpy.typing import NDArray
 
 from lilliput.errors import FailureError, InputError
 from lilliput.program import reference
-from lilliput.program.program import Program
+from lilliput.program.program import Examples, Program
+from lilliput.program.validation import num_token_ids
 from lilliput.runtime.images import ImageSession
-from lilliput.runtime.session import differs
+from lilliput.runtime.session import Session, differs
 
 BATCH = 256  # examples between two reports of progress
+REFERENCE_BATCH = 32  # the same where the reference runs them
+RANDOM_IMAGES, RANDOM_LENGTHS = 1000, 4  # that runtime and reference are compared on; lengths beside the extreme ones
 TIE = 1e-6  # cosines closer than this are equal: float32 products of the same vectors may differ by as much
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,64 +43,103 @@ class Evaluation:
     predictions: NDArray[np.int64]
     logits: NDArray[np.float32]
 
+    @property
+    def macro_f1(self) -> float:
+        """The mean of the classes' F1 = 2 TP / (2 TP + FP + FN), over the classes that some example has or was taken
+        for."""
+        counts = np.array(self.confusion)
+        total = counts.sum(axis=0) + counts.sum(axis=1)
+        there = total > 0
+        return float((2 * counts.diagonal()[there] / total[there]).mean())
+
 
 def evaluate(
-    session: ImageSession,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    progress: Callable[[int, int], None] | None = None,
+    session: Session, inputs: Examples, labels: NDArray[np.int64], progress: Progress | None = None
 ) -> Evaluation:
-    """Run every image through the artifact and compare with its label.
+    """Run every example through the artifact and compare with its label.
 
-    `images` uint8 [n, height, width, channels]; `labels` integers [n], each in [0, classes). `progress(done, total)` is
-    called after each batch.
+    `inputs`: images, uint8 [n, height, width, channels], or n sequences of token ids; `labels` integers [n], each in
+    [0, classes). `progress(done, total)` is called after each batch.
 
     Raises:
-        InputError: no examples, as many labels as images are missing, or a label that the artifact has no class for;
-            images of another shape (from the session).
+        InputError: no examples, not one label for each, or a label that the artifact has no class for; examples that it
+            does not take (from the session).
     """
     classes = len(session.labels)
-    if len(images) == 0 or labels.shape != (len(images),):
+    if len(inputs) == 0 or labels.shape != (len(inputs),):
         raise InputError(
-            f"{len(images)} images and labels of shape {labels.shape}; give one label an image, at least one"
+            f"{len(inputs)} examples and labels of shape {labels.shape}; give one label an example, at least one"
         )
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(f"labels run from {labels.min()} to {labels.max()}; the model knows 0 to {classes - 1}")
-    logits = np.empty((len(images), classes), np.float32)
-    for start in range(0, len(images), BATCH):
-        batch = images[start : start + BATCH]
+    logits = np.empty((len(inputs), classes), np.float32)
+    for start in range(0, len(inputs), BATCH):
+        batch = inputs[start : start + BATCH]
         logits[start : start + len(batch)] = session.run(batch)
         if progress is not None:
-            progress(start + len(batch), len(images))
+            progress(start + len(batch), len(inputs))
     predictions = logits.argmax(axis=1).astype(np.int64)
     confusion = np.zeros((classes, classes), np.int64)
     np.add.at(confusion, (labels, predictions), 1)
-    return Evaluation(float((predictions == labels).mean()), len(images), confusion.tolist(), predictions, logits)
+    return Evaluation(float((predictions == labels).mean()), len(inputs), confusion.tolist(), predictions, logits)
 
 
-def verify(session: ImageSession, program: Program, images: NDArray[np.uint8], random_images: int = 1000) -> int:
-    """Hold the runtime to the numpy reference, bit for bit, on `images` and on seeded random ones, extremes included.
+def verify(session: Session, program: Program, inputs: Examples, progress: Progress | None = None) -> int:
+    """Hold the runtime to the numpy reference, bit for bit, on `inputs` and on seeded random ones, extremes included;
+    and to the golden examples of the file.
 
-    `program` is what `lilliput.artifact.read` gives for the session's file; images as in `evaluate`.
+    `program` is what `lilliput.artifact.read` gives for the session's file; `inputs`, which may be none, as in
+    `evaluate`. `progress(done, total)` is called after each batch of the reference.
 
     Returns:
-        The number of images that were compared.
+        The number of examples, given and random, that were compared.
 
     Raises:
-        FailureError: an output differs in any bit; names the first image.
+        FailureError: an output differs in any bit; names the first example.
     """
-    height, width, channels = session.image
+    session.verify_golden()
+    everything: Examples
+    if isinstance(session, ImageSession):
+        everything = np.concatenate([np.reshape(inputs, (-1, *session.image)), _random_images(session)])
+        rows: Examples = everything.reshape(len(everything), -1, session.image.channels)
+    else:
+        everything = rows = [*inputs, *random_sequences(program)]
+    found = session.run(everything)
+    expected = np.empty_like(found)
+    for start in range(0, len(rows), REFERENCE_BATCH):
+        expected[start : start + REFERENCE_BATCH] = reference.run(program, rows[start : start + REFERENCE_BATCH])
+        if progress is not None:
+            progress(min(start + REFERENCE_BATCH, len(rows)), len(rows))
+    different = np.flatnonzero(differs(found, expected).any(axis=1))
+    if len(different):
+        first = int(different[0])
+        which = f"example {first}" if first < len(inputs) else f"random example {first - len(inputs)}"
+        raise FailureError(
+            f"{session.name}: the runtime and the reference differ on {len(different)} of {len(found)} examples, first "
+            f"on {which} (from 0)"
+        )
+    return len(everything)
+
+
+def _random_images(session: ImageSession) -> NDArray[np.uint8]:
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 256, (random_images, height, width, channels), dtype=np.uint8)
+    noise = rng.integers(0, 256, (RANDOM_IMAGES, *session.image), dtype=np.uint8)
     noise[1::4] = (noise[1::4] >= 128) * np.uint8(255)  # only the extremes, in every fourth one
     noise[2::4] //= 128  # almost nothing
     noise[:1], noise[1:2] = 0, 255
-    everything = np.concatenate([images, noise])
-    expected = reference.run(program, everything.reshape(len(everything), height * width, channels))
-    different = np.flatnonzero(differs(session.run(everything), expected).any(axis=1))
-    if len(different):
-        raise FailureError(f"the runtime and the reference differ on {len(different)} images, first on {different[0]}")
-    return len(everything)
+    return noise
+
+
+def random_sequences(program: Program) -> list[NDArray[np.uint32]]:
+    """Seeded token ids: sequences of the least and the greatest lengths, of those around the kernels' 16 lanes, and of
+    some between, of any ids; and the shortest and the longest of nothing but the first id or the last."""
+    rng = np.random.default_rng(0)
+    known, longest = num_token_ids(program), program.max_tokens
+    extremes = sorted(length for length in {1, 2, 15, 16, 17, longest - 1, longest} if 1 <= length <= longest)
+    lengths = [*extremes, *rng.integers(1, longest + 1, RANDOM_LENGTHS).tolist()]
+    random = [rng.integers(0, known, length).astype(np.uint32) for length in lengths]
+    uniform = [np.full(length, token, np.uint32) for length in (1, longest) for token in (0, known - 1)]
+    return [*random, *uniform]
 
 
 @dataclass(frozen=True)

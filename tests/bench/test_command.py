@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lilliput import cli
-from lilliput.bench import engines, turns
+from lilliput.bench import engines, terminal, turns
 from lilliput.bench.terminal import print_bench
 from lilliput.peers import table
 from lilliput.peers.table import PEERS
@@ -50,10 +50,24 @@ def test_tables(model: Path, capsys: pytest.CaptureFixture[str], monkeypatch: py
     monkeypatch.setattr(_lil, "peak_macs_per_second", lambda isa: 1e9)
     code, out, err = lil(capsys, "bench", model, "--seconds", 0.1, "--peers", "--profile")
     assert (code, err) == (0, "")
-    for text in ("latency:", "Engines, in turns", "the fastest peer, PyTorch eager fp32", "Time by op", "roofline"):
+    fastest = "as fast as the fastest peer (1 of 2 ran), PyTorch eager fp32"
+    for text in ("latency:", "Engines, in turns", fastest, "Time by op", "roofline"):
         assert text in out, text
     assert "Nobody's engine does not run: the package 'lilliput.peers.nobody' is not installed" in out
     assert "random images" in out
+
+
+def test_where_all_peers_ran_they_are_not_counted() -> None:
+    assert terminal._that_ran({"peers": {"one": 1.0, "two": 2.0}}) == ""
+    assert terminal._that_ran({"peers": {"one": 1.0, "two": None, "three": 3.0}}) == " (2 of 3 ran)"
+
+
+@pytest.mark.parametrize(("share", "said"), [(0.99, False), (None, False), (1.3, True)])
+def test_more_than_the_roofline_is_explained(share: float | None, said: bool) -> None:
+    products = {"share": 0.5, "gmacs_per_second": 1.0, "peak_share": 0.5}
+    profile = {"roofline": {"macs_per_second": 1e9, "bytes_per_second": {}}, "products": products}
+    text = terminal._roofline(profile | {"ops": [{"roofline_share": 0.5}, {"roofline_share": share}]})
+    assert (terminal.ABOVE_ROOFLINE in text) == said
 
 
 def test_memory_that_is_not_known_is_said(capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,6 +85,7 @@ def test_memory_that_is_not_known_is_said(capsys: pytest.CaptureFixture[str]) ->
     [
         (("--threads", 0), "--threads"),
         (("--batch", 0), "--batch"),
+        (("--batch", 65_537), "'--batch': Input should be less than or equal to 65536"),
         (("--seconds", 0), "--seconds"),
         (("--isa", "mmx"), "mmx"),
         (("--peers", "--data", "nothing"), "nothing"),

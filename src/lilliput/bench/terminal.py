@@ -10,6 +10,10 @@ from lilliput.report.terminal import table_of
 from lilliput.report.text import count, percent, short_bytes
 
 NONE = "-"
+ABOVE_ROOFLINE = (
+    "above 100 % of roofline: reading alone is faster than copying, what the op before has just written is nearer than "
+    "what is copied, the copies are one core's, and clocks change"
+)
 
 
 def print_bench(results: dict[str, Any], console: Console) -> None:
@@ -133,6 +137,12 @@ def _engines(run: dict[str, Any], title: str) -> Table:
     return table
 
 
+def _that_ran(run: dict[str, Any]) -> str:
+    """How many of the peers the fastest one is the fastest of, unless all of them ran."""
+    ran = sum(latency is not None for latency in run["peers"].values())
+    return "" if ran == len(run["peers"]) else f" ({ran} of {len(run['peers'])} ran)"
+
+
 def _alike(entry: dict[str, Any]) -> str:
     """How far an engine's outputs are those of PyTorch's fp32."""
     if "cosine" in entry:
@@ -145,7 +155,7 @@ def _footnotes(run: dict[str, Any], isa: str, compared: str) -> str:
     if run["fastest_peer"] is not None:
         spread = run["ratio_by_round"]
         lines.append(
-            f"[bold]{run['ratio_to_fastest_peer']:.2f} times[/bold] as fast as the fastest peer, "
+            f"[bold]{run['ratio_to_fastest_peer']:.2f} times[/bold] as fast as the fastest peer{_that_ran(run)}, "
             f"{escape(run['fastest_peer'])} (by round: p5 {spread['p5']:.2f}, p95 {spread['p95']:.2f})"
         )
     alike = "cosine: mean, with the vectors of" if "cosine" in run["engines"][0] else "agrees: the same class as"
@@ -190,11 +200,14 @@ def _ops(profile: dict[str, Any], title: str) -> Table:
 def _roofline(profile: dict[str, Any]) -> str:
     roofline, products = profile["roofline"], profile["products"]
     rates = [f"{short_bytes(size)} at {rate / 1e9:.0f} GB/s" for size, rate in roofline["bytes_per_second"].items()]
-    return (
+    text = (
         f"roofline, measured: {roofline['macs_per_second'] / 1e9:.0f} int8 GMAC/s; "
         f"copying {', '.join(rates)}\nmatrix products: {percent(products['share'], 1)} of the time, "
         f"{products['gmacs_per_second']:.0f} GMAC/s, {percent(products['peak_share'], 0)} of the peak rate"
     )
+    if any((op["roofline_share"] or 0) > 1 for op in profile["ops"]):
+        text += "\n" + ABOVE_ROOFLINE
+    return text
 
 
 def _us(value: float) -> str:
