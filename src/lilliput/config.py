@@ -370,8 +370,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _one_line(error: ValidationError, kind: type[BaseModel]) -> str:
-    # A misspelt field also makes the right one missing, so unknown fields are told first.
-    errors = sorted(error.errors(), key=lambda one: one["type"] != "extra_forbidden")
+    # Of another command's recipe nothing else matters. A misspelt field also makes the right one missing, so unknown
+    # fields are told before others.
+    errors = sorted(error.errors(), key=lambda one: (one["loc"] != ("command",), one["type"] != "extra_forbidden"))
     first, more = errors[0], f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     place = ".".join(str(part) for part in first["loc"])
     message = first["msg"].removeprefix("Value error, ")

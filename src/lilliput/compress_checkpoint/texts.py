@@ -56,6 +56,8 @@ class TextSubject(Subject):
         self.vocabulary = Vocabulary(tuple(tokens), merges)
         self.max_tokens = model.settings.max_tokens or model.settings.num_positions
         self.parts = split_texts(read_texts(Path(recipe.data.path), recipe.data.column), recipe.data)
+        cut, cut_to_distill = (min(one.max_tokens, self.max_tokens) for one in (recipe.data, recipe.distill))
+        self.note = f"texts are cut to {cut} tokens, to distil on to {cut_to_distill}; by the file to {self.max_tokens}"
         self.sizes = {part: len(texts) for part, texts in vars(self.parts).items()}
         for texts in vars(self.parts).values():
             self.encode(texts, self.max_tokens)  # one without a token is refused now, not in the stage that comes to it
