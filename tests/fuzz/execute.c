@@ -109,7 +109,7 @@ static uint64_t work_of(const lil_model *model, const example *e) {
         const lil_op op = lil_op_at(model->ops, i);
         const lil_buffer in = lil_buffer_at(model->buffers, op.in[0]), out = lil_buffer_at(model->buffers, op.out[0]);
         const uint64_t rows = rows_of(e, &in), out_rows = rows_of(e, &out);
-        const bool is_product = op.kind == LIL_LINEAR || op.kind == LIL_LINEAR_ADD;
+        const bool is_product = op.kind == LIL_LINEAR || op.kind == LIL_LINEAR_ADD || op.kind == LIL_LINEAR_LEVELS;
         work += rows * in.cols + out_rows * out.cols;
         work += is_product              ? ((uint64_t)out.cols + 15) / 16 * 16 * out_rows * in.cols
                 : is_attention(op.kind) ? 2 * (((uint64_t)op.a[1] + 15) / 16 * 16) * op.a[0] * rows * rows

@@ -4,7 +4,7 @@
 """
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -52,8 +52,8 @@ class Seed:
             values[: rows // 2, : cols // 2] = 0
         return self._tensor(format, layout, values)
 
-    def bf16(self, count: int) -> int:
-        return self._tensor("bf16", "rows", round_bf16(self.rng.uniform(0, 0.1, (1, count)).astype(np.float32)))
+    def bf16(self, count: int, low: float = 0.0, high: float = 0.1) -> int:
+        return self._tensor("bf16", "rows", round_bf16(self.rng.uniform(low, high, (1, count)).astype(np.float32)))
 
     def op(self, kind: str, *tensors: int, **attributes: float) -> None:
         result = self.builder.emit(kind, [self.last], tensors, None, **attributes)
@@ -75,6 +75,21 @@ class Seed:
             self.last = self.builder.emit("linear", [levels, scale], tensors, activation=activation)
         else:
             self.last = self.builder.emit("linear_add", [levels, scale, add], tensors)
+
+    def to_levels(self, scaled: Sequence[int], format: str, inputs: int, outputs: int, activation: int) -> int:
+        """`scaled`: levels and their scales, or levels twice."""
+        layout = "blocks" if activation == 1 else "tiles"
+        tensors = [self.codes(format, layout, outputs, inputs), self.bf16(outputs), self.bf16(outputs)]
+        tensors.append(self.bf16(outputs, -50.0, 400.0))
+        return self.builder.emit("linear_levels", scaled, tensors, activation=activation)
+
+    def from_levels(self, levels: int, format: str, inputs: int, outputs: int, add: int | None = None) -> None:
+        """A product without scales."""
+        tensors = [self.codes(format, "tiles", outputs, inputs), self.bf16(outputs, 0.0, 0.001), self.bf16(outputs)]
+        if add is None:
+            self.last = self.builder.emit("linear", [levels, levels], tensors, activation=0)
+        else:
+            self.last = self.builder.emit("linear_add", [levels, levels, add], tensors)
 
     def finish(self, num_golden: int = 0) -> bytes:
         if self.builder._buffers[self.last].rows != 1:
@@ -123,6 +138,11 @@ def seeds_of(number: int, rows: int, inputs: int, outputs: int) -> Iterator[tupl
             s.op("prepend_token", s.codes(format, "rows", 1, inputs), s.bf16(1))
             s.op("add_positions", s.codes(format, "rows", rows + 1, inputs), s.bf16(rows + 1))
 
+        def levels(format: str, s: Seed) -> None:
+            scaled = s.builder.emit("quantize", [s.last])
+            s.from_levels(s.to_levels(scaled, format, inputs, outputs, number % 4), format, outputs, inputs, add=s.last)
+
+        yield make(f"levels-{format}", partial(levels, format))
         yield make(f"linear-{format}", partial(linear, format))
         yield make(f"linear_add-{format}", partial(add, format))
         yield make(f"embedding-{format}", partial(embed, format))
@@ -167,6 +187,15 @@ def sequence_seeds_of(number: int, max_tokens: int, inputs: int, outputs: int) -
         kind = "attention" if number % 2 else "table_attention"
         s.op(kind, num_heads=heads, head_dim=outputs, logit_scale=2.0, num_queries=number // 2 % 2)
 
+    def levels(s: Seed) -> None:
+        """Of levels, of levels, of floats; the last ones read without their scales."""
+        scaled = s.builder.emit("quantize", [s.last])
+        hidden = s.to_levels(scaled, "pot4", inputs, outputs, number % 4)
+        hidden = s.to_levels([hidden, hidden], "int6", outputs, inputs, (number + 1) % 4)
+        s.from_levels(s.to_levels([hidden, scaled[1]], "int8", inputs, inputs, 0), "int4", inputs, inputs, add=s.last)
+        unscaled, _ = s.builder.emit("quantize", [s.last])
+        s.from_levels(unscaled, "int8", inputs, outputs)
+
     def pool(s: Seed) -> None:
         x = s.last
         s.op("neighbors")
@@ -176,7 +205,7 @@ def sequence_seeds_of(number: int, max_tokens: int, inputs: int, outputs: int) -
         s.linear("int6", 4 * inputs, outputs, activation=4)
         s.op("normalize_rows")
 
-    for what, change in (("layer", layer), ("attention", attention), ("pool", pool)):
+    for what, change in (("layer", layer), ("attention", attention), ("levels", levels), ("pool", pool)):
         yield make(what, change)
 
 

@@ -63,7 +63,10 @@ static void change_record(draft *d) {
         }
         break;
     case 3:
-        if (d->num_ops > 0) {
+        if (d->num_ops > 0 && below(8) == 0) { /* the second input is the first again */
+            lil_op *op = &d->ops[below(d->num_ops)];
+            op->in[1] = op->in[0];
+        } else if (d->num_ops > 0) {
             change_field(&d->ops[below(d->num_ops)], 20, 2);
         }
         break;
@@ -117,6 +120,9 @@ static lil_op random_op(const draft *d, uint16_t kind) {
     lil_op op = {.kind = kind};
     for (int i = 0; i < LIL_NUM_INPUTS; i++) {
         op.in[i] = (uint16_t)below(d->num_buffers + 2);
+    }
+    op.in[1] = below(4) == 0 ? op.in[0] : op.in[1]; /* of a product: no scales */
+    for (int i = 0; i < LIL_NUM_TENSORS; i++) {
         op.tensor[i] = (uint16_t)(below(3) == 0 ? below(d->num_tensors + 1) : LIL_MAX_RECORDS); /* mostly a new one */
     }
     op.out[0] = op.out[1] = LIL_MAX_RECORDS;
@@ -146,7 +152,7 @@ static void change_ops(draft *d) {
     case 1: {
         const lil_op op = random_op(d, kind);
         insert_op(d, at, op);
-        if (kind == LIL_LINEAR || kind == LIL_LINEAR_ADD) {
+        if (kind == LIL_LINEAR || kind == LIL_LINEAR_ADD || kind == LIL_LINEAR_LEVELS) {
             lil_op quantize = random_op(d, LIL_QUANTIZE);
             insert_op(d, at, quantize);
         }

@@ -29,6 +29,10 @@ static bool is_whole(uint16_t kind) {
            (kind >= LIL_ADD_POSITIONS && kind <= LIL_MEAN_ROWS);
 }
 
+static bool is_product(uint16_t kind) {
+    return kind == LIL_LINEAR || kind == LIL_LINEAR_ADD || kind == LIL_LINEAR_LEVELS;
+}
+
 /* A buffer of `dtype` with `rows` (or ANY_ROWS), whose cols are a multiple of `multiple`. */
 static bool is_like(const lil_buffer *buffer, uint32_t dtype, uint32_t rows, uint32_t multiple) {
     return buffer->dtype == dtype && (rows == ANY_ROWS || buffer->rows == rows) && buffer->cols % multiple == 0;
@@ -120,13 +124,36 @@ static bool fit_product(build *b, const lil_buffer *x, lil_op *op, lil_buffer *y
     const uint32_t cols = x->cols - (codes->cols % 8 > 0 ? 8 - codes->cols % 8 : 0);
     const uint32_t rows = adds ? b->buffers[op->in[2]].cols : codes->rows % 80 + (codes->rows % 80 == 0);
     const uint16_t layout = codes->layout == LIL_ROWS ? (uint16_t)(LIL_TILES + below(2)) : codes->layout;
+    const bool to_levels = op->kind == LIL_LINEAR_LEVELS;
     if (adds && b->buffers[op->in[2]].rows != x->rows) {
         return false;
     }
-    op->a[0] = adds ? 0 : op->a[0] % FINISH_ADD;
+    op->a[0] = adds ? 0 : op->a[0] % (to_levels ? FINISH_GELU_TANH + 1 : FINISH_ADD);
     *y = (lil_buffer){LIL_F32, x->rows, rows, 0, 0};
-    return want_codes(b, op, layout, rows, cols) &&
-           want_vector(b, op, 1, LIL_BF16, rows, true) && want_vector(b, op, 2, LIL_BF16, rows, false);
+    if (to_levels) {
+        *y = (lil_buffer){LIL_I8, x->rows, (uint32_t)align(rows, 8), 0, 0};
+    }
+    return want_codes(b, op, layout, rows, cols) && want_vector(b, op, 1, LIL_BF16, rows, true) &&
+           want_vector(b, op, 2, LIL_BF16, rows, false) &&
+           (!to_levels || want_vector(b, op, 3, LIL_BF16, rows, false));
+}
+
+/* The second input of a product: its levels again where the op names them twice, where nothing else fits, or now and
+ * then; else the scales that `quantize` has made with the levels, or for levels of a product any that fit. */
+static uint16_t scales_of(const build *b, const lil_op *op, bool named_again) {
+    const lil_op *writer = &b->ops[b->writers[op->in[0]]];
+    if (named_again || below(16) == 0) {
+        return op->in[0];
+    }
+    if (writer->kind == LIL_QUANTIZE) {
+        return writer->out[1];
+    }
+    for (uint32_t i = b->num_buffers; i-- > 0 && below(2);) {
+        if (is_like(&b->buffers[i], LIL_F32, b->buffers[op->in[0]].rows, 1) && b->buffers[i].cols == 1) {
+            return (uint16_t)i;
+        }
+    }
+    return op->in[0];
 }
 
 /* Bytes of an attention's scratch: of an image, or of a token. */
@@ -173,14 +200,15 @@ static uint32_t input_dtype(uint16_t kind) {
     case LIL_NORMALIZE: return LIL_U8;
     case LIL_EMBED_TOKENS: return LIL_U32;
     case LIL_LINEAR:
-    case LIL_LINEAR_ADD: return LIL_I8;
+    case LIL_LINEAR_ADD:
+    case LIL_LINEAR_LEVELS: return LIL_I8;
     default: return LIL_F32;
     }
 }
 
 /* Inputs, tensors and attributes that fit `op`, whose shapes then give its outputs. False where nothing fits. */
 static bool fit(build *b, lil_op *op, lil_buffer y[LIL_NUM_OUTPUTS]) {
-    const bool is_product = op->kind == LIL_LINEAR || op->kind == LIL_LINEAR_ADD;
+    const bool named_again = op->in[1] == op->in[0];
     const bool is_attention = op->kind == LIL_ATTENTION || op->kind == LIL_TABLE_ATTENTION;
     const uint32_t wanted = b->max_tokens > 0 && is_whole(op->kind) ? 0 : ANY_ROWS;
     op->in[0] = find(b, op->in[0], input_dtype(op->kind), wanted, is_attention ? 3 : 1);
@@ -192,7 +220,7 @@ static bool fit(build *b, lil_op *op, lil_buffer y[LIL_NUM_OUTPUTS]) {
     }
     const lil_buffer x = b->buffers[op->in[0]];
     const uint32_t rows = x.rows, cols = x.cols;
-    op->in[1] = is_product ? b->ops[b->writers[op->in[0]]].out[1] /* only quantize writes i8 */
+    op->in[1] = is_product(op->kind)     ? scales_of(b, op, named_again)
                 : op->kind == LIL_CONCAT ? find(b, op->in[1], LIL_F32, rows, 1)
                                          : 0;
     op->in[2] = op->kind == LIL_LINEAR_ADD ? find(b, op->in[2], LIL_F32, rows, 1) : 0;
@@ -209,7 +237,8 @@ static bool fit(build *b, lil_op *op, lil_buffer y[LIL_NUM_OUTPUTS]) {
         y[1] = (lil_buffer){LIL_F32, rows, 1, 0, 0};
         return true;
     case LIL_LINEAR:
-    case LIL_LINEAR_ADD: return fit_product(b, &x, op, &y[0]);
+    case LIL_LINEAR_ADD:
+    case LIL_LINEAR_LEVELS: return fit_product(b, &x, op, &y[0]);
     case LIL_LAYER_NORM:
         y[0] = x;
         op->a[0] = op->a[0] == 0 || op->a[0] >= 0x7F800000u ? 0x358637BDu : op->a[0];
@@ -245,7 +274,7 @@ static bool fit(build *b, lil_op *op, lil_buffer y[LIL_NUM_OUTPUTS]) {
 static bool take_op(build *b, lil_op op) {
     static const uint8_t num_attributes[LIL_NUM_KINDS] = {
         [LIL_UNFOLD] = 5, [LIL_LINEAR] = 1, [LIL_LAYER_NORM] = 1, [LIL_ATTENTION] = 4, [LIL_TABLE_ATTENTION] = 4,
-        [LIL_SELECT_ROW] = 1};
+        [LIL_SELECT_ROW] = 1, [LIL_LINEAR_LEVELS] = 1};
     lil_buffer y[LIL_NUM_OUTPUTS] = {{0}};
     const uint16_t old[LIL_NUM_OUTPUTS] = {op.out[0], op.out[1]};
     if (b->num_ops >= MAX_DRAFT_RECORDS || b->num_buffers + 2 > MAX_DRAFT_RECORDS || !fit(b, &op, y)) {
@@ -264,11 +293,10 @@ static bool take_op(build *b, lil_op op) {
     static const uint8_t num_tensors[LIL_NUM_KINDS] = {
         [LIL_NORMALIZE] = 2,  [LIL_LINEAR] = 3,        [LIL_LINEAR_ADD] = 3,
         [LIL_LAYER_NORM] = 2, [LIL_PREPEND_TOKEN] = 2, [LIL_ADD_POSITIONS] = 2,
-        [LIL_EMBED_TOKENS] = 2, [LIL_SCALE_SHIFT] = 2};
+        [LIL_EMBED_TOKENS] = 2, [LIL_SCALE_SHIFT] = 2, [LIL_LINEAR_LEVELS] = 4};
     for (int i = num_tensors[op.kind]; i < LIL_NUM_TENSORS; i++) {
         op.tensor[i] = 0;
     }
-    op.reserved = 0;
     for (int i = 0; i < LIL_NUM_OUTPUTS; i++) {
         op.out[i] = 0;
         if (y[i].dtype != 0) {
@@ -389,7 +417,9 @@ static uint32_t version_of(const build *b) {
     uint32_t version = b->max_tokens > 0 ? 2 : 1;
     for (uint32_t i = 0; i < b->num_ops; i++) {
         const lil_op *op = &b->ops[i];
-        version = op->kind > LIL_MEAN_ROWS || (op->kind == LIL_LINEAR && op->a[0] > FINISH_GELU) ? 2 : version;
+        const bool no_scales = is_product(op->kind) && op->in[1] == op->in[0];
+        const bool late = op->kind == LIL_LINEAR && op->a[0] > FINISH_GELU;
+        version = op->kind > LIL_MEAN_ROWS || late || no_scales ? 2 : version;
     }
     return version;
 }

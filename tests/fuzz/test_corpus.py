@@ -72,6 +72,8 @@ CLASSES: dict[str, tuple[str, tuple[str, ...]]] = {
             "normalize-unused-tensor",
             "select_row-row-all-ones",
             "input-out-of-range",
+            "linear-unused-tensor-3",
+            "sequence-slot-multiplier-out-of-range",
             "output-out-of-range",
             "sequence-golden-id-all-ones",
             "sequence-vocabulary-merge-all-ones",
@@ -131,7 +133,13 @@ CLASSES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "memory used while something else is in it": (
         "CVE-2025-30405",
-        ("buffer-overlap-inside-op", "buffer-overlap-across-ops", "buffer-scratch-overlaps-output", "flow-cycle"),
+        (
+            "buffer-overlap-inside-op",
+            "buffer-overlap-across-ops",
+            "buffer-scratch-overlaps-output",
+            "sequence-overlap-over-levels",
+            "flow-cycle",
+        ),
     ),
 }
 

@@ -65,9 +65,9 @@ class Model:
         codes = self.builder.tensor("table", role="embedding", format=format, values=levels)
         return [codes, self.vector("scale", rows, 0.5 * scale, scale)]
 
-    def weight(self, format: str, layout: str, rows: int, cols: int) -> list[int]:
-        """Codes, scales and biases of a product that keeps the size of its inputs. Of `blocks` half are zero, and all
-        of every third row of them."""
+    def weight(self, format: str, layout: str, rows: int, cols: int, gain: float = 1.0) -> list[int]:
+        """Codes, scales and biases of a product that gives `gain` times the size of its inputs. Of `blocks` half are
+        zero, and all of every third row of them."""
         levels = self.levels(format, rows, cols)
         if layout == "blocks":
             width = WEIGHT_FORMATS[format].block_cols
@@ -75,7 +75,7 @@ class Model:
             keep[1::3] = False
             levels[~keep.repeat(16, 0).repeat(width, 1)[:rows, :cols]] = 0
         codes = self.builder.tensor("weight", role="weight", format=format, layout=layout, values=levels)
-        size = 1 / max(1.0, float(np.sqrt(np.square(levels.astype(np.float64)).sum() / rows)))
+        size = gain / max(1.0, float(np.sqrt(np.square(levels.astype(np.float64)).sum() / rows)))
         return [codes, self.vector("scale", rows, 0.5 * size, 1.5 * size), self.vector("bias", rows, -0.5, 0.5)]
 
     def shape(self, x: int) -> tuple[int, int]:
@@ -97,6 +97,22 @@ class Model:
     def project(self, x: int, outputs: int, format: str, layout: str = "tiles", **how: Any) -> int:
         """A product with weights of its own."""
         return self.linear(x, self.weight(format, layout, outputs, self.shape(x)[1]), **how)
+
+    def to_levels(self, scaled: Sequence[int], weight: list[int], activation: str, most: float) -> int:
+        """Levels with constant scales, `most` a unit at most, of levels and their scales (or the levels twice)."""
+        outputs = self.builder._tensors[weight[0]].rows
+        multiplier = self.vector("scale", outputs, -0.2 * most, most)
+        return self.builder.emit("linear_levels", scaled, [*weight, multiplier], activation=ACTIVATIONS[activation])
+
+    def hidden_layer(
+        self, x: int, hidden: int, formats: tuple[str, str], activation: str, layout: str = "tiles"
+    ) -> int:
+        """A feed-forward layer whose hidden activations are levels with constant scales, and its residual."""
+        width, most = self.shape(x)[1], 60.0
+        up = self.weight(formats[0], layout, hidden, width)
+        levels = self.to_levels(self.builder.emit("quantize", [x]), up, activation, most)
+        down = self.weight(formats[1], layout, width, hidden, gain=2 / most)
+        return self.builder.emit("linear_add", [levels, levels, x], down)
 
     def norm_vectors(self, width: int) -> list[int]:
         return [self.vector("norm", width, 0.5, 1.5), self.vector("norm", width, -0.5, 0.5)]
@@ -123,7 +139,7 @@ class Model:
 
 
 def table_image() -> bytes:
-    """An image program with every op of one, of which only `table_attention` needs this version."""
+    """An image program with every op of one; `table_attention` and `linear_levels` need this version."""
     m, height, width = Model("table-image"), 12, 10
     steps = np.linspace(1, 1.5, 3, dtype=np.float32)[None]
     pixels = m.builder.input("image", height * width, 3)
@@ -137,6 +153,7 @@ def table_image() -> bytes:
     y = m.attention("table_attention", m.project(m.norm(x, eps=1e-6), 3 * 3 * 17, "pot4"), 3)
     x = m.project(y, 26, "pot4", residual=x)
     x = m.project(m.project(m.norm(x, eps=1e-6), 61, "int4", activation="gelu"), 26, "pot4", residual=x)
+    x = m.hidden_layer(m.norm(x, eps=1e-6), 43, ("int8", "int4"), "gelu")
     y = m.attention("table_attention", m.project(x, 3 * 2 * 9, "int6"), 2, num_queries=5)
     first = m.builder.emit("select_row", [y], row=4)
     x = m.project(m.builder.emit("mean_rows", [x]), 18, "int8", residual=first)
@@ -185,15 +202,18 @@ def save_text(
 
 
 def embedder() -> bytes:
-    """A BERT: post-norm, `table_attention`, the mean as a vector of length 1."""
+    """A BERT: post-norm, `table_attention`, hidden layers of floats and of levels, the mean as a vector of length 1."""
     m, width = Model("embedder"), 36
     x = m.builder.emit("embed_tokens", [m.builder.tokens("tokens", 70)], m.table("int8", len(WORDS), width, 0.02))
     x = m.norm(m.builder.emit("add_positions", [x], m.table("int4", 70, width, 0.1)), eps=1e-12)
-    for formats in (("pot4",) * 4, ("int8", "pot4", "int4", "int6")):
-        qkv, out, up, down = formats
+    for qkv, out, up, down, to_levels in ((*("pot4",) * 4, False), ("int8", "pot4", "int4", "int6", True)):
         y = m.attention("table_attention", m.project(x, 3 * width, qkv), 3)
         x = m.norm(m.project(y, width, out, residual=x), eps=1e-12)
-        x = m.norm(m.project(m.project(x, 75, up, activation="gelu"), width, down, residual=x), eps=1e-12)
+        if to_levels:
+            x = m.hidden_layer(x, 61, (up, down), "gelu")
+        else:
+            x = m.project(m.project(x, 75, up, activation="gelu"), width, down, residual=x)
+        x = m.norm(x, eps=1e-12)
     x = m.builder.emit("normalize_rows", [m.builder.emit("mean_rows", [x])])
     return save_text(m, x, "embedding", len(WORDS), (1, 2, 16, 17, 64, 65, 70), wordpiece())
 
@@ -207,7 +227,7 @@ def classifier() -> bytes:
     x = m.norm(m.builder.emit("add_positions", [x], m.table("int6", 24, width, 0.02)), eps=1e-5)
     y = m.attention("attention", m.project(x, 3 * 2 * 20, "int6", "blocks"), 2)
     x = m.norm(m.project(y, width, "int8", "blocks", residual=x), eps=1e-5)
-    x = m.project(m.project(x, 60, "pot4", "blocks", activation="gelu_tanh"), width, "int4", "blocks", residual=x)
+    x = m.hidden_layer(x, 60, ("pot4", "int4"), "gelu_tanh", "blocks")
     y = m.attention("attention", m.project(x, 3 * 3 * 11, "int4", "tiles"), 3, num_queries=1)
     x = m.builder.emit("select_row", [x], row=0)
     x = m.project(m.project(y, width, "int8", residual=x), width, "pot4", activation="tanh")
@@ -244,7 +264,7 @@ def bottleneck() -> bytes:
         inner = m.norm(m.project(x, narrow, "int6"), "scale_shift")
         y = m.attention(kind, m.project(inner, 3 * narrow, "int6", "blocks"), 4)
         inner = m.norm(m.project(y, narrow, "pot4", residual=inner), "scale_shift")
-        inner = m.project(m.project(inner, 31, "int8", activation="relu"), narrow, "int6", residual=inner)
+        inner = m.hidden_layer(inner, 31, ("int8", "int6"), "relu")
         x = m.norm(m.project(inner, wide, "int6", residual=x), "scale_shift")
     both = [m.builder.emit("mean_rows", [x]), m.builder.emit("select_row", [x], row=0)]
     return save_text(m, m.builder.emit("concat", both), "embedding", known, (1, 2, 20, 40))
@@ -256,13 +276,23 @@ def smallest() -> bytes:
     x = m.builder.emit("embed_tokens", [m.builder.tokens("tokens", 1)], m.table("int8", 9, 1, 0.05))
     x = m.builder.emit("add_positions", [x], m.table("int6", 1, 1, 0.1))
     x = m.project(m.attention("table_attention", m.project(x, 3, "int8"), 1), 1, "pot4", residual=x)
+    x = m.hidden_layer(x, 1, ("int8", "int8"), "none")
     x = m.project(m.builder.emit("mean_rows", [x]), 1, "int4")
-    return save_text(m, x, "classification", 9, (1, 1, 1, 1))
+    return save_text(m, x, "classification", 9, (1,) * 8)
+
+
+def chain(m: Model, x: int) -> int:
+    """Products that read levels of products, of which most are far beyond what a level can be, and end in floats."""
+    width = m.shape(x)[1]
+    levels = m.to_levels(m.builder.emit("quantize", [x]), m.weight("pot4", "tiles", 37, width), "none", most=4000.0)
+    levels = m.to_levels([levels, levels], m.weight("int4", "blocks", 20, 37), "relu", most=2.0)
+    weight = m.weight("int6", "tiles", 11, 20, gain=1 / 60)
+    return m.builder.emit("linear", [levels, levels], weight, activation=ACTIVATIONS["tanh"])
 
 
 def zero_rows() -> bytes:
     """Of the first ids all codes are 0: rows of zeros, levels without a scale, heads without a value, vectors without a
-    length; of the others scores are far apart, of either sign."""
+    length; of the others scores are far apart, of either sign. Products read levels of products."""
     m, width, known = Model("zero-token-rows"), 21, 12
     levels = m.levels("int8", known, width)
     levels[:4] = 0
@@ -275,6 +305,7 @@ def zero_rows() -> bytes:
             m.constant("bf16", np.zeros((1, 63)), "bias"),
         ]
         x = m.builder.emit("concat", [x, m.attention(kind, m.linear(x, weight), 3, logit_scale)])
+    x = m.builder.emit("concat", [x, chain(m, x)])
     x = m.builder.emit("normalize_rows", [m.builder.emit("mean_rows", [m.builder.emit("normalize_rows", [x])])])
     return save_text(m, x, "embedding", known, (1, 2, 7, 19, 19))
 

@@ -13,7 +13,9 @@ import lilliput
 from lilliput import artifact
 from lilliput.artifact.layout import HEADER, VERSION
 from lilliput.program import reference
+from lilliput.program.cost import PRODUCTS
 from lilliput.program.formats import FLOAT_FORMATS, LAYOUT_IDS, WEIGHT_FORMATS
+from lilliput.program.op_functions import COARSE_ACTIVATIONS
 from lilliput.program.ops import ACTIVATIONS, OPS
 from lilliput.runtime import isas
 from lilliput.runtime.texts import TextSession
@@ -75,6 +77,10 @@ def test_the_newest_version_is_covered() -> None:
     ops = [(program, op) for program in programs for op in program.ops]
     assert {op.kind for _, op in ops} == set(OPS)
     assert {op.attributes["activation"] for _, op in ops if op.kind == "linear"} == set(ACTIVATIONS.values())
+    coarse = {op.attributes["activation"] for _, op in ops if op.kind == "linear_levels"}
+    assert coarse == set(range(len(COARSE_ACTIVATIONS)))
+    without_scales = {op.kind for _, op in ops if op.kind in PRODUCTS and op.inputs[0] == op.inputs[1]}
+    assert without_scales == set(PRODUCTS)
     for sequences in (False, True):
         queries = {
             op.attributes["num_queries"]

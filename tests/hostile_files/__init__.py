@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 from .container import counts, gaps, golden, metadata, outside, table
 from .draft import Case, Draft
+from .levels import images_of_levels, levels, scales, version_1_without_scales
 from .operations import attributes, flow, slots
 from .programs import good_file, good_program, long_attention, long_linear, written_input
 from .records import blocks, buffers, constants, tensors
-from .sequence_programs import good_sequence_file, good_sequence_program, table_image_file
+from .sequence_programs import good_sequence_file, good_sequence_program, levels_image_file, table_image_file
 from .sequences import images_of_version_2, sequence_golden, sequence_header, sequence_ops, sequence_records, vocabulary
 
 __all__ = [
@@ -26,8 +27,9 @@ __all__ = [
     "table_image_file",
 ]
 
-GROUPS = (outside, table, counts, gaps, buffers, tensors, blocks, constants, slots, attributes, flow, golden, metadata)
-SEQUENCE_GROUPS = (sequence_header, sequence_records, sequence_ops, sequence_golden, vocabulary)
+OPS_GROUPS = (slots, attributes, flow, version_1_without_scales)
+GROUPS = (outside, table, counts, gaps, buffers, tensors, blocks, constants, *OPS_GROUPS, golden, metadata)
+SEQUENCE_GROUPS = (sequence_header, sequence_records, sequence_ops, sequence_golden, vocabulary, levels, scales)
 
 
 class HostileFile(NamedTuple):
@@ -49,6 +51,7 @@ def hostile_files() -> tuple[HostileFile, ...]:
         (good_file(), GROUPS),
         (good_sequence_file(), SEQUENCE_GROUPS),
         (table_image_file(), (images_of_version_2,)),
+        (levels_image_file(), (images_of_levels,)),
     )
     return (
         *(_finish(base, case) for base, groups in bases for group in groups for case in group()),

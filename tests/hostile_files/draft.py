@@ -30,8 +30,7 @@ RECORD_FIELDS = {
         "kind": (0, "<H"),
         **{f"in{slot}": (2 + 2 * slot, "<H") for slot in range(3)},
         **{f"out{slot}": (8 + 2 * slot, "<H") for slot in range(2)},
-        **{f"tensor{slot}": (12 + 2 * slot, "<H") for slot in range(3)},
-        "zero": (18, "<H"),
+        **{f"tensor{slot}": (12 + 2 * slot, "<H") for slot in range(4)},
         **{f"a{slot}": (20 + 4 * slot, "<I") for slot in range(5)},
     },
 }

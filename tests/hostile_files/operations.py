@@ -16,14 +16,15 @@ def slots() -> list[Case]:
     tensor = tensor_index
     return [
         _op("normalize", "kind", 0, "kind-0", "op 0: kind is 0; must be one of"),
-        _op("normalize", "kind", 18, "kind-18", "op 0: kind is 18; must be one of"),
+        _op("normalize", "kind", 19, "kind-19", "op 0: kind is 19; must be one of"),
         _op("normalize", "kind", 65535, "kind-65535", "op 0: kind is 65535; must be one of"),
         _op("layer_norm", "kind", 10, "other-kind", "must be 0|must have"),
-        _op("normalize", "zero", 1, "reserved", r"op 0 \(normalize\): the reserved field is 1; must be 0"),
         _op("normalize", "in1", 1, "unused-input", "unused slots of 'in' are"),
         _op("linear", "in2", 1, "unused-residual", "unused slots of 'in' are"),
         _op("normalize", "out1", 1, "unused-output", "unused slots of 'out' are"),
         _op("normalize", "tensor2", 65535, "unused-tensor", "unused slots of 'tensor' are"),
+        _op("normalize", "tensor3", 1, "unused-tensor-3", r"op 0 \(normalize\): unused slots of 'tensor' are \[0, 1\]"),
+        _op("linear", "tensor3", 65535, "unused-tensor-3", "unused slots of 'tensor' are"),
         _op("mean_rows", "a0", 1, "unused-attribute", "unused slots of 'a' are"),
         _op("linear", "a4", 2**32 - 1, "unused-last-attribute", "unused slots of 'a' are"),
         _op("normalize", "in0", 65535, "input-out-of-range", "inputs: index 65535 is out of range"),

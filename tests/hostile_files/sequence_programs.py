@@ -34,6 +34,19 @@ class _Layers:
     def embedding(self, name: str, format: str, rows: int, cols: int) -> list[int]:
         return [self.codes(name, "embedding", format, "rows", rows, cols), self.bf16(f"{name}.scale", "scale", rows)]
 
+    def weight(self, name: str, shape: tuple[int, int], format: str = "pot4", layout: str = "tiles") -> list[int]:
+        """Codes, scale and bias; `shape`: outputs and inputs."""
+        codes = self.codes(name, "weight", format, layout, *shape)
+        return [codes, self.bf16(f"{name}.scale", "scale", shape[0]), self.bf16(f"{name}.bias", "bias", shape[0])]
+
+    def to_levels(self, name: str, x: int, shape: tuple[int, int], activation: int) -> int:
+        """Levels without scales; `shape` as in `weight`."""
+        scaled = self.builder.emit("quantize", [x], name=f"{name}.levels")
+        values = round_bf16(self.rng.uniform(50, 100, (1, shape[0])).astype(np.float32))
+        multiplier = self.builder.tensor(f"{name}.multiplier", role="scale", format="bf16", values=values)
+        tensors = [*self.weight(name, shape), multiplier]
+        return self.builder.emit("linear_levels", scaled, tensors, name=name, activation=activation)
+
     def linear(
         self,
         name: str,
@@ -44,10 +57,9 @@ class _Layers:
         activation: int = 0,
         residual: int | None = None,
     ) -> int:
-        """`shape`: outputs and inputs."""
+        """`shape` as in `weight`."""
         levels, scale = self.builder.emit("quantize", [x], name=f"{name}.levels")
-        tensors = [self.codes(name, "weight", format, layout, *shape)]
-        tensors += [self.bf16(f"{name}.scale", "scale", shape[0]), self.bf16(f"{name}.bias", "bias", shape[0])]
+        tensors = self.weight(name, shape, format, layout)
         if residual is not None:
             return self.builder.emit("linear_add", [levels, scale, residual], tensors, name=name)
         return self.builder.emit("linear", [levels, scale], tensors, name=name, activation=activation)
@@ -81,6 +93,8 @@ def good_sequence_program() -> Program:
     y = layers.linear("fc1", x, (20, WIDTH), activation=3)
     x = layers.linear("fc2", y, (WIDTH, 20), residual=x)
     asked = layers.attention("table_attention", x, "int6", num_queries=1)
+    hidden = layers.to_levels("up", x, (20, WIDTH), activation=2)
+    x = emit("linear_add", [hidden, hidden, x], layers.weight("down", (WIDTH, 20), "int8"), name="down")
     y = layers.linear("pool", emit("mean_rows", [x]), (WIDTH, WIDTH), activation=4)
     y = emit("concat", [emit("concat", [y, asked]), emit("select_row", [x], row=0)])
     y = layers.linear("head", emit("normalize_rows", [y]), (3, 3 * WIDTH))
@@ -113,3 +127,16 @@ def table_image_file() -> bytes:
     return artifact.to_bytes(
         b.build(output=x, metadata={"task": "image-classification", "labels": ["a", "b"], "image": image})
     )
+
+
+@cache
+def levels_image_file() -> bytes:
+    """An image program that needs version 2: it has `linear_levels`, and a product without scales."""
+    layers = _Layers(12)
+    one = layers.builder.tensor("one", role="constant", format="f32", values=np.full((1, 3), 1 / 64, np.float32))
+    x = layers.builder.emit("normalize", [layers.builder.input("image", 4, 3)], [one, one])
+    levels = layers.to_levels("up", x, (9, 3), activation=3)
+    x = layers.builder.emit("linear", [levels, levels], layers.weight("down", (2, 9)), activation=0)
+    image = {"height": 4, "width": 1, "channels": 3}
+    metadata = {"task": "image-classification", "labels": ["a", "b"], "image": image}
+    return artifact.to_bytes(layers.builder.build(output=layers.builder.emit("mean_rows", [x]), metadata=metadata))

@@ -102,7 +102,7 @@ def sequence_records() -> list[Case]:
         side("shape-input-cols", "input", "cols", 2, r"embed_tokens\): input is 0 x 2; must be 0 x 1"),
         side("buffer-input-u8", "input", "dtype", 1, "input buffer 0: dtype is u8; must be u32"),
         side("buffer-input-offset", "input", "offset", 4, "input buffer 0: arena offset is 4; must be 0"),
-        side("buffer-output-a-row-a-token", "output", "rows", 0, "output buffer 48: rows is 0; must be 1"),
+        side("buffer-output-a-row-a-token", "output", "rows", 0, "output buffer 52: rows is 0; must be 1"),
         _case("overlap", "which is alive with it", overlap),
         _case("constant-negative-scale", r"holds -1.0; a scale must be >= 0", negative_scale),
     ]
@@ -126,7 +126,7 @@ def sequence_ops() -> list[Case]:
         _case("kind-of-images", r"unfold\): is only for image programs; this is one of sequences", image_op),
         _op("normalize_rows", "kind", 11, "shape-mean-of-one-row", "input has 1 row; must have a row a token"),
         _op("normalize_rows", "kind", 10, "shape-select-of-one-row", "input has 1 row; must have a row a token"),
-        _op("normalize_rows", "kind", 18, "kind-18", "kind is 18; must be one of"),
+        _op("normalize_rows", "kind", 19, "kind-19", "kind is 19; must be one of"),
         _op("table_attention", "a3", 2, "attribute-num-queries-2", "num_queries is 2; must be at most 1"),
         _op(
             "attention", "a3", 2**32 - 1, "attribute-num-queries-all-ones", "num_queries is 4294967295; must be at most"
@@ -150,7 +150,7 @@ def sequence_ops() -> list[Case]:
         _op("quantize", "in0", 0, "type-tokens-quantised", r"quantize\): input \(buffer 0\) is u32; must be f32"),
         _op("scale_shift", "tensor0", tensor("fc1.bias"), "shape-gamma-of-another", "gamma is 1 x 20; must be 1 x 12"),
         _op("neighbors", "in0", 3, "shape-neighbors-of-another", r"is 0 x 36; must be 0 x 15"),
-        _op("concat", "in1", 38, "shape-concat-one-row", "second input is 1 x 12; must be 0 x 12"),
+        _op("concat", "in1", 42, "shape-concat-one-row", "second input is 1 x 12; must be 0 x 12"),
         _op("concat", "in2", 1, "slot-unused-input", "unused slots of 'in' are"),
         _op("neighbors", "a0", 1, "attribute-unused", "unused slots of 'a' are"),
         _op("normalize_rows", "tensor0", 1, "slot-unused-tensor", "unused slots of 'tensor' are"),

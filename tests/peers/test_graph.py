@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lilliput.bench.images import random_images
+from lilliput.compress.hidden import fix_hidden_scales, hidden_readers
 from lilliput.compress.quantize import Quantization
 from lilliput.config import LayerSettings, ModelSettings, QuantizeSettings, StemConvSettings
 from lilliput.lower import lower
@@ -42,7 +43,11 @@ ARCHITECTURES = {
 }
 
 
-def quantized(name: str) -> ViT:
+BOTH = pytest.mark.parametrize("hidden", ["dynamic", "static"])
+
+
+def quantized(name: str, hidden: str = "dynamic") -> ViT:
+    """`hidden`: where the scales of hidden activations come from."""
     torch.manual_seed(0)
     settings, shape = ARCHITECTURES[name]
     model = ViT(settings, shape, 5)
@@ -50,6 +55,9 @@ def quantized(name: str) -> ViT:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
+    if hidden == "static":
+        images = torch.from_numpy(as_pixels(random_images(64, shape)))
+        fix_hidden_scales(model, lambda: model.eval()(images))
     Quantization(QuantizeSettings()).attach(model)
     return model.eval()
 
@@ -60,6 +68,9 @@ def float_twin(model: ViT) -> ViT:
     with torch.no_grad():
         for name, parameter in [*twin.named_parameters(), *twin.named_buffers()]:
             parameter.copy_(attrgetter(name)(model))
+        for name, linear in hidden_readers(model).items():
+            if linear.input_multiplier is not None:  # a part of the weight
+                twin.linears()[name].weight.mul_(linear.input_multiplier * linear.input_scale())
     return twin.eval()
 
 
@@ -73,9 +84,10 @@ def rows(images: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("explicit", [False, True])
+@BOTH
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_module_is_the_float_model(name: str, explicit: bool) -> None:
-    model = quantized(name)
+def test_module_is_the_float_model(name: str, hidden: str, explicit: bool) -> None:
+    model = quantized(name, hidden)
     images = random_images(16, model.image_shape)
     made = outputs(lower(model, {"labels": list("abcde")}), images, explicit)
     with torch.no_grad():
@@ -84,11 +96,13 @@ def test_module_is_the_float_model(name: str, explicit: bool) -> None:
     np.testing.assert_allclose(made, expected, atol=1e-4 * expected.std())
 
 
+@BOTH
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_module_is_close_to_the_reference(name: str) -> None:
+def test_module_is_close_to_the_reference(name: str, hidden: str) -> None:
     """What differs is the rounding of activations to int8."""
-    model = quantized(name)
+    model = quantized(name, hidden)
     program = lower(model, {"labels": list("abcde")})
+    assert ("linear_levels" in {op.kind for op in program.ops}) == (hidden == "static")
     images = random_images(64, model.image_shape)
     difference = outputs(program, images) - reference.run(program, rows(images))
     assert np.abs(difference).max() <= 0.2 * outputs(program, images).std()
@@ -118,6 +132,46 @@ def test_every_op(good_program: Program) -> None:
     images = random_images(16, (4, 4, 3))
     expected = reference.run(good_program, rows(images))
     np.testing.assert_allclose(outputs(good_program, images), expected, atol=0.1 * np.abs(expected).max())
+
+
+def mlp_program(activation: int, to_levels: bool) -> Program:
+    """A feed-forward layer with a residual; the same function, whether its hidden activations are levels with constant
+    scales or floats: powers of two are parts of the columns' codes here, of multipliers there."""
+    rng = np.random.default_rng(5)
+    builder = ProgramBuilder()
+
+    def weight(codes: np.ndarray, scale: float) -> list[int]:
+        vectors = [np.full((1, len(codes)), value, np.float32) for value in (scale, 0.125)]
+        tensors = [builder.tensor("w", role="weight", format="int8", layout="tiles", values=codes.astype(np.int8))]
+        return tensors + [builder.tensor("v", role="bias", format="bf16", values=vector) for vector in vectors]
+
+    multiplier = 2.0 ** rng.integers(3, 7, (1, 21)).astype(np.float32)
+    up, down = rng.integers(-127, 128, (21, 6)), rng.integers(-15, 16, (6, 21))
+    ones = builder.tensor("one", role="constant", format="f32", values=np.full((1, 6), 1 / 64, np.float32))
+    x = builder.emit("normalize", [builder.input("image", rows=10, cols=6)], [ones, ones])
+    quantized = builder.emit("quantize", [x])
+    if to_levels:
+        factors = builder.tensor("m", role="scale", format="bf16", values=multiplier)
+        tensors = [*weight(up, 2**-9), factors]
+        levels = builder.emit("linear_levels", quantized, tensors, activation=activation)
+        y = builder.emit("linear_add", [levels, levels, x], weight(down, 2**-12))
+    else:
+        hidden = builder.emit("linear", quantized, weight(up, 2**-9), activation=activation)
+        y = builder.emit("linear_add", [*builder.emit("quantize", [hidden]), x], weight(down * multiplier / 8, 2**-9))
+    image = {"height": 10, "width": 1, "channels": 6}
+    metadata = {"task": "image-classification", "labels": list("abcdef"), "image": image}
+    return builder.build(output=builder.emit("mean_rows", [y]), metadata=metadata)
+
+
+@pytest.mark.parametrize("activation", [0, 1, 2, 3])
+def test_levels_with_constant_scales_are_the_floats_that_they_stand_for(activation: int) -> None:
+    floats, levels = (mlp_program(activation, to_levels) for to_levels in (False, True))
+    images = random_images(16, (10, 1, 6))
+    assert outputs(floats, images).std() > 0.1
+    np.testing.assert_array_equal(outputs(levels, images), outputs(floats, images))
+    for program in (floats, levels):
+        difference = outputs(program, images) - reference.run(program, rows(images))
+        assert np.abs(difference).max() <= 0.05 * outputs(program, images).std()
 
 
 def test_windows_that_feed_no_product() -> None:

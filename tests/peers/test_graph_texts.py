@@ -29,6 +29,7 @@ def outputs(program: Program, size: int, explicit: bool, sequences: Sequence[np.
 def test_module_is_close_to_the_reference(text_kind: str, text_program: Make) -> None:
     """What differs is the rounding of activations to int8."""
     program = text_program(text_kind)
+    assert "linear_levels" in {op.kind for op in program.ops}
     expected = reference.run(program, SEQUENCES)
     made = outputs(program, 1, explicit=False)
     assert made.std() > 0.01

@@ -20,6 +20,7 @@ Function = Callable[[Float], Float]
 Exact = Callable[[Float], np.ndarray]
 PIECEWISE = ("GELU", "GELU_TANH", "TANH")
 PIECES = ("INV_STEP", "C3", "C2", "C1", "C0")
+LINES = ("GELU_LINES", "GELU_TANH_LINES")
 
 
 def exact_gelu(x: Float) -> np.ndarray:
@@ -59,20 +60,27 @@ def test_exp2_of_special_values() -> None:
     assert mathfn.exp2(x).tolist() == [1.0, 1.0, 0.5, lowest, lowest, lowest, lowest]
 
 
-# Function, what it is meant to be, stated bound, and where the last of its pieces ends.
+CUBIC_JOINTS, LINE_JOINTS = np.arange(33) / 32, (np.arange(32) + 0.5) / 8
+
+# Function, what it is meant to be, stated bound, and where its pieces meet.
 BOUNDED = pytest.mark.parametrize(
-    ("function", "exact", "bound", "end"),
+    ("function", "exact", "bound", "joints"),
     [
-        (mathfn.gelu, exact_gelu, 2e-6, 5.5),
-        (mathfn.gelu_tanh, exact_gelu_tanh, 2e-6, 5.5),
-        (mathfn.tanh, lambda x: np.tanh(x.astype(np.float64)), 1e-5, 8.0),
+        (mathfn.gelu, exact_gelu, 2e-6, 5.5 * CUBIC_JOINTS),
+        (mathfn.gelu_tanh, exact_gelu_tanh, 2e-6, 5.5 * CUBIC_JOINTS),
+        (mathfn.tanh, lambda x: np.tanh(x.astype(np.float64)), 1e-5, 8.0 * CUBIC_JOINTS),
+        (mathfn.coarse_gelu, exact_gelu, 8e-4, LINE_JOINTS),
+        (mathfn.coarse_gelu_tanh, exact_gelu_tanh, 8e-4, LINE_JOINTS),
     ],
-    ids=["gelu", "gelu_tanh", "tanh"],
+    ids=["gelu", "gelu_tanh", "tanh", "coarse_gelu", "coarse_gelu_tanh"],
 )
+COARSE = pytest.mark.parametrize("function", [mathfn.coarse_gelu, mathfn.coarse_gelu_tanh])
 
 
 @BOUNDED
-def test_activation_is_within_its_bound_everywhere(function: Function, exact: Exact, bound: float, end: float) -> None:
+def test_activation_is_within_its_bound_everywhere(
+    function: Function, exact: Exact, bound: float, joints: np.ndarray
+) -> None:
     x = np.concatenate([np.linspace(-9, 9, 200_001), np.linspace(-200, 200, 2_001), [-3e38, 3e38, 1e-40]])
     x32 = x.astype(np.float32)
     with np.errstate(over="ignore"):
@@ -81,10 +89,10 @@ def test_activation_is_within_its_bound_everywhere(function: Function, exact: Ex
 
 @BOUNDED
 def test_activation_is_within_its_bound_at_the_joints_of_its_pieces(
-    function: Function, exact: Exact, bound: float, end: float
+    function: Function, exact: Exact, bound: float, joints: np.ndarray
 ) -> None:
-    joints = (np.arange(33) * end / 32).astype(np.float32)
-    x = np.concatenate([joints, np.nextafter(joints, np.float32(-9)), np.nextafter(joints, np.float32(9))])
+    at = joints.astype(np.float32)
+    x = np.concatenate([at, np.nextafter(at, np.float32(-9)), np.nextafter(at, np.float32(9))])
     assert np.abs(function(x) - exact(x)).max() <= bound
     assert np.abs(function(-x) - exact(-x)).max() <= bound
 
@@ -94,6 +102,35 @@ def test_gelu_of_special_values(function: Function) -> None:
     y = function(np.array([0.0, -0.0, np.nan, np.inf, -np.inf], np.float32))
     assert y[:4].tolist() == [0.0, 0.0, 0.0, np.inf]
     assert -2e-6 <= y[4] <= 0
+
+
+@COARSE
+def test_coarse_gelu_of_special_values(function: Function) -> None:
+    y = function(np.array([0.0, -0.0, np.inf, -np.inf, np.nan], np.float32))
+    assert y[:3].tolist() == [0.0, 0.0, np.inf]
+    assert y[3] == y[4], "NaN is taken for the end of the last line, and no part of it is positive"
+    assert abs(y[3]) <= 8e-4
+
+
+@COARSE
+def test_coarse_gelu_goes_on_from_the_end_of_its_last_line(function: Function) -> None:
+    end = mathfn.LINES_END
+    assert end < 3.9375 and np.nextafter(end, np.float32(9)) == 3.9375
+    assert np.rint(end * mathfn.LINES_STEPS) == 31, "there is no line after it"
+    tail = end - function(np.array([end], np.float32))
+    beyond = np.array([3.9375, 4.0, 17.0, 3e38], np.float32)
+    np.testing.assert_array_equal(function(-beyond), np.broadcast_to(function(-beyond[:1]), 4))
+    np.testing.assert_array_equal(function(beyond), beyond - tail)
+
+
+@COARSE
+def test_coarse_gelu_is_the_line_around_the_nearest_eighth(function: Function) -> None:
+    """Ties between two lines go to the even one, as `rint` does."""
+    name = {mathfn.coarse_gelu: "GELU_LINES", mathfn.coarse_gelu_tanh: "GELU_TANH_LINES"}[function]
+    c1, c0 = (getattr(mathfn, f"{name}_C{i}") for i in (1, 0))
+    for x, line in ((1.0, 8), (1.0625, 8), (1.1875, 10), (-1.1875, 10), (0.0625, 0), (0.3, 2), (-3.93, 31)):
+        tail = c1[line] * np.float32(abs(x)) + c0[line]
+        assert function(np.array([x], np.float32))[0] == np.float32(max(x, 0.0)) - tail, x
 
 
 def test_tanh_of_special_values() -> None:
@@ -121,7 +158,8 @@ def c_literals(text: str) -> list[float]:
 def test_constants_are_those_of_the_tool_and_of_the_c_header() -> None:
     header = (ROOT / "src" / "lilliput" / "runtime" / "c" / "lil_tables.h").read_text(encoding="utf-8")
     fitted = fit_tool().constants()
-    assert tuple(fitted) == ("EXP2_C", *(f"{name}_{piece}" for name in PIECEWISE for piece in PIECES))
+    of_lines = (f"{name}_{slope}" for name in LINES for slope in ("C1", "C0"))
+    assert tuple(fitted) == ("EXP2_C", *(f"{name}_{piece}" for name in PIECEWISE for piece in PIECES), *of_lines)
     for name, wanted in fitted.items():
         python = np.atleast_1d(getattr(mathfn, name))
         assert python.dtype == np.float32
@@ -135,6 +173,15 @@ def test_constants_are_those_of_the_tool_and_of_the_c_header() -> None:
         columns = [np.atleast_1d(getattr(mathfn, f"{name}_{piece}")) for piece in PIECES]
         by_piece = np.stack(columns[1:], axis=1)
         assert c_literals(body[1]) == [*np.concatenate(columns).tolist(), *by_piece.ravel().tolist()]
+    for name in LINES:
+        body = re.search(rf"lil_lines LIL_{name} = \{{(.*?)\n\}};", header, re.DOTALL)
+        assert body is not None
+        c1, c0 = (getattr(mathfn, f"{name}_{slope}") for slope in ("C1", "C0"))
+        assert len(c1) == len(c0) == 32 and c0[0] == 0
+        assert c_literals(body[1]) == [*c1.tolist(), *c0.tolist()]
+    defined = dict(re.findall(r"#define LIL_LINES_(STEPS|END) (\S+)f", header))
+    assert float(defined["STEPS"]) == mathfn.LINES_STEPS
+    assert float.fromhex(defined["END"]) == mathfn.LINES_END
 
 
 def test_weights_are_those_of_the_page_and_of_c() -> None:

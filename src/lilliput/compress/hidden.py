@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from lilliput.compress.base import Model
+from lilliput.errors import FailureError
 from lilliput.models.layers import Linear, Mlp
-from lilliput.models.stack import LEVELS, round_bf16
+from lilliput.models.stack import LEVELS, TINY, round_bf16
 
 HEADROOM = 1.5  # over what was seen: other examples have larger values
 
@@ -46,9 +47,15 @@ def largest_inputs(linears: dict[str, Linear], run: Callable[[], object]) -> dic
 
 def multiplier_of(largest: Tensor) -> Tensor:
     """From a channel's largest magnitude to its levels a unit: geometrically halfway between those that this channel
-    and the largest one would fill the range with, and never so many that what is half as large again would be cut."""
+    and the largest one would fill the range with, and never so many that what is half as large again would be cut.
+
+    Raises:
+        FailureError: a magnitude is not finite: the model has diverged.
+    """
     top = largest.max()
-    if not top > 0:
+    if not bool(torch.isfinite(largest).all()):
+        raise FailureError("a hidden activation is not finite; the model has diverged")
+    if not top >= TINY:
         return torch.full_like(largest, LEVELS)
     geometric = (largest.clamp_min(1e-4 * top) * top).sqrt()
     return round_bf16(LEVELS / torch.maximum(geometric, HEADROOM * largest))

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lilliput.errors import ArtifactError
 from lilliput.peers.steps import (
     Add,
     AddFirstPositions,
@@ -118,6 +119,8 @@ class _Translation:
 
     def _linear(self, op: Op) -> nn.Linear:
         weight = self._dequantized(op)
+        if (op.inputs[0] == op.inputs[1]) != (op.inputs[0] in self.multipliers):
+            raise ArtifactError(f"op {op.kind}: reads levels with other scales than they have; it has no float twin")
         if op.inputs[0] in self.multipliers:  # the levels' scales are in the weights
             weight = weight * self.multipliers[op.inputs[0]]
         linear = nn.Linear(weight.shape[1], weight.shape[0])

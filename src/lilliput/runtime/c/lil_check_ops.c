@@ -64,10 +64,9 @@ static bool product_fits(const lil_operands *o) {
     const lil_tensor *codes = &o->tensor[0];
     uint64_t padded;
     return codes->cols <= LIL_MAX_DEPTH && lil_align(codes->cols, 8, &padded) && is(x, x->rows, padded) &&
-           (o->in[1].dtype == LIL_I8 || is(&o->in[1], x->rows, 1)) && holds(&o->tensor[1], 1, codes->rows) && holds(&o->tensor[2], 1, codes->rows) &&
-           o->out[0].rows == x->rows;
+           (o->in[1].dtype == LIL_I8 || is(&o->in[1], x->rows, 1)) && holds(&o->tensor[1], 1, codes->rows) &&
+           holds(&o->tensor[2], 1, codes->rows) && o->out[0].rows == x->rows;
 }
-
 
 static lil_status linear_fits(const lil_operands *o) {
     const uint32_t last = o->version > 1 ? FINISH_TANH : FINISH_GELU;
@@ -183,7 +182,7 @@ static lil_status concat_fits(const lil_operands *o) {
                         is(&o->out[0], o->in[0].rows, (uint64_t)o->in[0].cols + o->in[1].cols));
 }
 
-#define PRODUCT_TENSORS {LIL_CODE_TILES_SLOT, LIL_SCALE_SLOT, LIL_BF16_SLOT}
+#define PRODUCT_SLOTS LIL_CODE_TILES_SLOT, LIL_SCALE_SLOT, LIL_BF16_SLOT
 #define EMBEDDING_TENSORS {LIL_CODE_ROWS_SLOT, LIL_SCALE_SLOT}
 
 #define NORM_TENSORS {LIL_BF16_SLOT, LIL_BF16_SLOT}
@@ -193,8 +192,8 @@ const lil_rule lil_rules[LIL_NUM_KINDS] = {
     [LIL_NORMALIZE] = {{LIL_U8}, {LIL_F32}, {LIL_F32_SLOT, LIL_F32_SLOT}, 0, LIL_IMAGE_PROGRAM, false, normalize_fits},
     [LIL_UNFOLD] = {{LIL_F32}, {LIL_F32}, {0}, 5, LIL_IMAGE_PROGRAM, false, unfold_fits},
     [LIL_QUANTIZE] = {{LIL_F32}, {LIL_I8, LIL_F32}, {0}, 0, LIL_ANY_PROGRAM, false, quantize_fits},
-    [LIL_LINEAR] = {{LIL_I8, LIL_F32}, {LIL_F32}, PRODUCT_TENSORS, 1, LIL_ANY_PROGRAM, false, linear_fits},
-    [LIL_LINEAR_ADD] = {{LIL_I8, LIL_F32, LIL_F32}, {LIL_F32}, PRODUCT_TENSORS, 0, LIL_ANY_PROGRAM, false,
+    [LIL_LINEAR] = {{LIL_I8, LIL_F32}, {LIL_F32}, {PRODUCT_SLOTS}, 1, LIL_ANY_PROGRAM, false, linear_fits},
+    [LIL_LINEAR_ADD] = {{LIL_I8, LIL_F32, LIL_F32}, {LIL_F32}, {PRODUCT_SLOTS}, 0, LIL_ANY_PROGRAM, false,
                         linear_add_fits},
     [LIL_LAYER_NORM] = {{LIL_F32}, {LIL_F32}, NORM_TENSORS, 1, LIL_ANY_PROGRAM, false, layer_norm_fits},
     [LIL_ATTENTION] = {{LIL_F32}, {LIL_F32, LIL_U8}, {0}, 4, LIL_ANY_PROGRAM, true, attention_fits},
@@ -207,8 +206,8 @@ const lil_rule lil_rules[LIL_NUM_KINDS] = {
     [LIL_SCALE_SHIFT] = {{LIL_F32}, {LIL_F32}, NORM_TENSORS, 0, LIL_SEQUENCE_PROGRAM, false, scale_shift_fits},
     [LIL_NEIGHBORS] = {{LIL_F32}, {LIL_F32}, {0}, 0, LIL_SEQUENCE_PROGRAM, true, neighbors_fits},
     [LIL_TABLE_ATTENTION] = {{LIL_F32}, {LIL_F32, LIL_U8}, {0}, 4, LIL_ANY_PROGRAM, true, table_attention_fits},
-    [LIL_LINEAR_LEVELS] = {{LIL_I8, LIL_F32}, {LIL_I8}, {LIL_CODE_TILES_SLOT, LIL_SCALE_SLOT, LIL_BF16_SLOT, LIL_BF16_SLOT},
-                           1, LIL_ANY_PROGRAM, false, linear_levels_fits},
+    [LIL_LINEAR_LEVELS] = {{LIL_I8, LIL_F32}, {LIL_I8}, {PRODUCT_SLOTS, LIL_BF16_SLOT}, 1, LIL_ANY_PROGRAM, false,
+                           linear_levels_fits},
     [LIL_CONCAT] = {{LIL_F32, LIL_F32}, {LIL_F32}, {0}, 0, LIL_SEQUENCE_PROGRAM, false, concat_fits},
 };
 
