@@ -213,16 +213,16 @@ def test_packs_are_of_about_one_size(path: Path, monkeypatch: pytest.MonkeyPatch
     with open_text_model(path, num_threads=num_threads) as session:
         for count in (1, 2, 5, 17, 60, 300):
             lengths = rng.integers(1, MAX_TOKENS + 1, count).astype(np.uint32)
-            packs = session._packs(lengths)
+            packs = session._packs(lengths, int(lengths.sum()))
             tokens = [int(part.sum()) for part in np.split(lengths, np.cumsum(packs)[:-1])]
             wanted = lengths.sum() / len(packs)
             assert packs.sum() == count
             assert all(abs(size - wanted) < MAX_TOKENS for size in tokens)
             assert len(packs) == 1 if lengths.sum() <= 100 else len(packs) % num_threads == 0
             assert wanted <= 100
-        assert session._packs(np.array([99, 1], np.uint32)).tolist() == [2]  # one pack, whose ops threads share
-        assert session._packs(np.empty(0, np.uint32)).tolist() == []
-        long = session._packs(np.array([1000, 1, 1, 1000], np.uint32))  # each is more than a pack by itself
+        assert session._packs(np.array([99, 1], np.uint32), 100).tolist() == [2]  # one pack, whose ops threads share
+        assert session._packs(np.empty(0, np.uint32), 0).tolist() == []
+        long = session._packs(np.array([1000, 1, 1, 1000], np.uint32), 2002)  # each is more than a pack by itself
         assert long.tolist() == ([1, 1, 1, 1] if num_threads == 2 else [1, 2, 1])
 
 

@@ -91,7 +91,7 @@ class TextSession(Session):
         """How many tokens `run` has together at most when it is given sequences of these lengths, one or more: the
         work memory that it takes for each thread is that for so many."""
         array = np.array(lengths, np.uint32)
-        return _most_tokens(array, self._packs(array))
+        return _most_tokens(array, self._packs(array, int(array.sum())))
 
     def tokenize(self, texts: str | Iterable[str]) -> list[Ids]:
         """The token ids of each text, uint32 [tokens], special tokens included, cut to `max_tokens`. One text is a list
@@ -178,7 +178,12 @@ class TextSession(Session):
         with self._lock:
             model = self._opened()
             first = at = 0
-            packs = self._packs(lengths)
+            packs = self._packs(lengths, len(tokens))
+            if len(packs) == 1:  # often one short text, where each step here would count
+                self._grow(model, len(tokens))
+                with self._naming(tokens):
+                    model.run_sequences(self._arena, tokens, lengths, packs, outputs, self._threads)
+                packs = packs[1:]
             for start in range(0, len(packs), CHUNK * self.num_threads):
                 counts = packs[start : start + CHUNK * self.num_threads]
                 last = first + int(counts.sum())
@@ -200,10 +205,9 @@ class TextSession(Session):
         except InputError as error:
             raise InputError(f"{self._name}: {error}; the largest is {ids.max()}") from None
 
-    def _packs(self, lengths: Ids) -> Ids:
-        """How many sequences are run together each time: about as many tokens in each pack, so that threads which share
-        the packs end together."""
-        total = int(lengths.sum())
+    def _packs(self, lengths: Ids, total: int) -> Ids:
+        """How many sequences are run together each time, of `total` tokens: about as many tokens in each pack, so that
+        threads which share the packs end together."""
         if total <= PACK_TOKENS:
             return np.array([len(lengths)] if total else [], np.uint32)
         packs = self.num_threads * -(-total // (PACK_TOKENS * self.num_threads))
@@ -226,8 +230,7 @@ class TextSession(Session):
             raise InputError(f"{self._name}: {what} is no array ({error}); {allowed}") from None
         if array.ndim != 1 or array.dtype.kind not in "iu" or not 1 <= len(array) <= self._max_tokens:
             raise InputError(f"{self._name}: {what} is {array.dtype} with shape {array.shape}; {allowed}")
-        low, high = int(array.min()), int(array.max())
-        if low < 0 or high > MAX_ID:
+        if array.dtype != np.uint32 and ((low := int(array.min())) < 0 or (high := int(array.max())) > MAX_ID):
             raise InputError(f"{self._name}: {what} has token id {low if low < 0 else high}; {allowed}")
         return np.array(array, np.uint32, order="C")  # a copy: the core reads it after checking it, without the GIL
 
