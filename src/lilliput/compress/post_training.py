@@ -182,15 +182,16 @@ class _Calibration:
 
         linears = {"ours": linear, "theirs": hidden_readers(self.original)[name]}
         largest = largest_inputs(linears, both)
-        linear.fix_input_scales(multiplier_of(torch.maximum(*largest.values())))
+        either = torch.maximum(*largest.values())
+        _require_finite(name, either)
+        linear.fix_input_scales(multiplier_of(either))
         assert linear.input_multiplier is not None
         return 1.0 / (linear.input_multiplier * linear.input_scale())
 
     def _round(self, name: str, moments: InputMoments) -> dict[str, Any]:
         linear = self.model.get_submodule(name)
         weight, hessian = base_of(linear, "weight"), moments.hessian
-        if not bool(hessian.isfinite().all()):
-            raise FailureError(f"quantize: the inputs of {name} are not finite; the model overflows on these examples")
+        _require_finite(name, hessian)
         original = weight.clone()
         quantizer = WeightQuantizer(self.formats[name], len(weight))
         importance = hessian.diagonal().to(torch.float32)  # all 0 where there was one example alone
@@ -209,6 +210,11 @@ class _Calibration:
             "nearest_error": nearest / size,
             "error": error / size,
         }
+
+
+def _require_finite(name: str, of_inputs: Tensor) -> None:
+    if not bool(of_inputs.isfinite().all()):
+        raise FailureError(f"quantize: the inputs of {name} are not finite; the model overflows on these examples")
 
 
 def _into_blocks(model: Model, inputs: Tensor, mask: Tensor | None) -> Tensor:
