@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lilliput.program.ops import OPS, attention_scratch_bytes, table_attention_scratch_bytes
+from lilliput.program.op_shapes import attention_scratch_bytes, table_attention_scratch_bytes
+from lilliput.program.ops import OPS
 from lilliput.program.reference import apply
 
 F = np.float32

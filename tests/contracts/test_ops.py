@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from lilliput.program import mathfn
 from lilliput.program.op_functions import EXACT_IN_FLOAT32, level_products
-from lilliput.program.ops import OPS, Operands, Shape
+from lilliput.program.op_shapes import Operands, Shape
+from lilliput.program.ops import OPS
 from lilliput.program.reference import apply
 
 if TYPE_CHECKING:

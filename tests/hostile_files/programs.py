@@ -7,7 +7,7 @@ from unittest import mock
 import numpy as np
 
 from lilliput import artifact
-from lilliput.program import ops
+from lilliput.program import op_shapes
 from lilliput.program.builder import ProgramBuilder, with_golden
 from lilliput.program.formats import WEIGHT_FORMATS, round_bf16
 from lilliput.program.program import Program
@@ -100,7 +100,7 @@ def _pixels(b: ProgramBuilder, rows: int, cols: int) -> int:
 
 def long_linear() -> bytes:
     """A `linear` over one input too many, well formed in every other way."""
-    with mock.patch.object(ops, "MAX_PRODUCT_LENGTH", 2**20):
+    with mock.patch.object(op_shapes, "MAX_PRODUCT_LENGTH", 2**20):
         b = ProgramBuilder()
         levels, level_scale = b.emit("quantize", [_pixels(b, 1, 65537)])
         codes = b.tensor("w", role="weight", format="pot4", layout="tiles", values=np.ones((1, 65537), np.int8))
@@ -111,7 +111,7 @@ def long_linear() -> bytes:
 
 def long_attention() -> bytes:
     """An `attention` over one token too many, well formed in every other way."""
-    with mock.patch.object(ops, "MAX_PRODUCT_LENGTH", 2**20):
+    with mock.patch.object(op_shapes, "MAX_PRODUCT_LENGTH", 2**20):
         b = ProgramBuilder()
         y = b.emit("attention", [_pixels(b, 65537, 3)], num_heads=1, head_dim=1, logit_scale=1.0)
         y = b.emit("select_row", [y], row=65536)

@@ -8,7 +8,7 @@ import pytest
 from lilliput.errors import ArtifactError, FailureError
 from lilliput.program import reference
 from lilliput.program.builder import ProgramBuilder, with_golden
-from lilliput.program.ops import attention_scratch_bytes
+from lilliput.program.op_shapes import attention_scratch_bytes
 from lilliput.program.program import Program
 
 

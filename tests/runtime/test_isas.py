@@ -17,7 +17,8 @@ from lilliput.program import reference
 from lilliput.program.cost import PRODUCTS
 from lilliput.program.formats import FORMAT_IDS, LAYOUT_IDS, WEIGHT_FORMATS, pack, pack_bf16, round_bf16, round_up
 from lilliput.program.op_functions import COARSE_ACTIVATIONS
-from lilliput.program.ops import ACTIVATIONS, OPS, Operands, Shape, TensorSlot
+from lilliput.program.op_shapes import Operands, Shape
+from lilliput.program.ops import ACTIVATIONS, OPS, TensorSlot
 from lilliput.runtime import isas
 
 CASES = 10_000  # of each op

@@ -56,6 +56,12 @@ app = typer.Typer(
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model.lil.")]
 DataPath = Annotated[str | None, typer.Option("--path", help="Where the data lies: an archive or a folder.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="Change one setting; may be repeated."),
+]
+RunsFolder = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the run's folder goes.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but the run's folder.")]
 TextFile = Annotated[Path, typer.Argument(metavar="FILE", help="One text a line, in UTF-8; - is stdin.")]
 
 

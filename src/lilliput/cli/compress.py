@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lilliput.cli.app import app
+from lilliput.cli.app import Overrides, Quiet, RunsFolder, app
 
 
 @app.command()
@@ -22,12 +22,9 @@ def compress(
         ),
     ] = None,
     recipe: Annotated[Path | None, typer.Option("--recipe", metavar="RECIPE", help="A .toml recipe.")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="Change one setting; may be repeated."),
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the run's folder goes.")] = Path("runs"),
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the run's folder.")] = False,
+    overrides: Overrides = None,
+    out: RunsFolder = Path("runs"),
+    quiet: Quiet = False,
 ) -> None:
     """Quantize a model to 4 bits on texts or images without labels, distil it, and measure the file against fp32.
 

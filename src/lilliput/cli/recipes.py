@@ -5,18 +5,15 @@ from typing import Annotated
 
 import typer
 
-from lilliput.cli.app import app
+from lilliput.cli.app import Overrides, Quiet, RunsFolder, app
 
 
 @app.command()
 def run(
     recipe: Annotated[Path, typer.Argument(metavar="RECIPE", help="A .toml recipe.")],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="STAGE.FIELD=VALUE", help="Change one setting; may be repeated."),
-    ] = None,
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Where the run's folder goes.")] = Path("runs"),
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but the run's folder.")] = False,
+    overrides: Overrides = None,
+    out: RunsFolder = Path("runs"),
+    quiet: Quiet = False,
 ) -> None:
     """Run a recipe stage by stage. The same command resumes an interrupted run and skips what is finished."""
     from lilliput.config import load_recipe

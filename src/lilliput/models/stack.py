@@ -41,7 +41,7 @@ class _QuantizeRows(torch.autograd.Function):
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """int8 levels (as floats) of each row and its scale: `x ~ levels * scale`. Shapes [..., K] and [..., 1]."""
-    levels, scale = _QuantizeRows.apply(x)  # type: ignore[no-untyped-call]
+    levels, scale = _QuantizeRows.apply(x)  # type: ignore[no-untyped-call]  # torch's apply has no types
     return levels, scale
 
 
@@ -142,6 +142,7 @@ class WeightQuantizer(nn.Module):
     def quantized(self, weight: Tensor, scale: Tensor) -> Tensor:
         """`weight` [n, K] on the grid of `scale` [n, 1]: all rows and `row_scale()`, or some rows and theirs."""
         if not self.learned:
+            # torch's apply has no types
             rounded: Tensor = _RoundToGrid.apply(weight, scale, self)  # type: ignore[no-untyped-call]
             return rounded
         factor = (weight.shape[-1] * self.max_level) ** -0.5

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from lilliput.errors import ArtifactError, FailureError
 from lilliput.program import reference
-from lilliput.program.ops import OPS, PER_TOKEN, Operands, Shape, check_attributes, check_program_kind, has_scales
+from lilliput.program.op_shapes import PER_TOKEN, Operands, Shape
+from lilliput.program.ops import OPS, check_attributes, check_program_kind, has_scales
 from lilliput.program.plan import ALIGNMENT, TOKEN_ALIGNMENT, lifetimes, plan_arena
 from lilliput.program.program import Buffer, Examples, Op, Program, Tensor, Vocabulary
 

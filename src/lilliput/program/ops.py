@@ -1,34 +1,22 @@
 """The closed table of operations: ids, slots, attributes, shape rules and reference functions (docs/format.md, "Ops").
 
-Adding an op: a row here, its function in op_functions.py, its row in docs/format.md, its kernel in runtime/c.
+Adding an op: a row here, its function in op_functions.py, its shapes in op_shapes.py, its row in docs/format.md, its
+kernel in runtime/c.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from lilliput.errors import ArtifactError
-from lilliput.program import op_functions
-from lilliput.program.formats import round_up
+from lilliput.program import op_functions, op_shapes
 from lilliput.program.op_functions import Attributes, Function
-from lilliput.program.plan import TOKENS_STEP
+from lilliput.program.op_shapes import MAX_PRODUCT_LENGTH, Operands, Shape
 
 ACTIVATIONS: dict[str, int] = {"none": 0, "relu": 1, "gelu": 2, "gelu_tanh": 3, "tanh": 4}
 MAX_ACTIVATION = {1: 2, 2: 4}  # by version
-PER_TOKEN = 0  # a buffer's `rows` in a sequence program: as many as there are tokens
-MAX_PRODUCT_LENGTH = 65536  # 127 * 127 * 65536 < 2^31: an int32 sum cannot overflow
 U32_MAX = 2**32 - 1
-
-
-class Shape(NamedTuple):
-    """Rows and columns of a buffer or tensor. In a sequence program a buffer with a row a token has PER_TOKEN rows."""
-
-    rows: int
-    cols: int
-
-    def __str__(self) -> str:
-        return f"{self.rows} x {self.cols}"
 
 
 class BufferSlot(NamedTuple):
@@ -67,23 +55,6 @@ class Attribute(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Operands:
-    """What a shape rule sees: shapes in slot order, and the attributes (ints already within their range)."""
-
-    inputs: tuple[Shape, ...]
-    tensors: tuple[Shape, ...]
-    attributes: Mapping[str, int | float]
-    max_tokens: int = 0  # 0: an image program
-    has_scales: bool = True  # False: see `BufferSlot.or_first`
-
-    def integer(self, name: str) -> int:
-        """A u32 attribute."""
-        value = self.attributes[name]
-        assert isinstance(value, int)
-        return value
-
-
-@dataclass(frozen=True)
 class OpSpec:
     """One row of the table. `shapes` gives the outputs' shapes or raises ArtifactError; `function` is the meaning.
 
@@ -101,160 +72,6 @@ class OpSpec:
     only: Literal["image", "sequence"] | None = None
     whole: bool = False
     since: int = 1
-
-
-def attention_scratch_bytes(tokens: int, head_dim: int) -> int:
-    """Bytes of working memory that `attention` needs in an image program; PER_TOKEN tokens: in a sequence program, for
-    each token of a multiple of TOKENS_STEP."""
-    padded_tokens, padded_dim = round_up(tokens, TOKENS_STEP), round_up(head_dim, 16)
-    if not tokens:
-        return 3 * padded_dim + 92
-    return 2 * padded_tokens * padded_dim + 16 * padded_dim + 92 * padded_tokens
-
-
-def table_attention_scratch_bytes(tokens: int, head_dim: int) -> int:
-    """The same of `table_attention`."""
-    padded_tokens, padded_dim = round_up(tokens, TOKENS_STEP), round_up(head_dim, 16)
-    if not tokens:
-        return 3 * padded_dim + 132
-    parts = 2 * padded_tokens * padded_dim + 16 * padded_dim + 68 * padded_tokens + 16 * round_up(tokens, 64)
-    return round_up(parts, 64)
-
-
-def _expect(what: str, shape: Shape, rows: int, cols: int) -> None:
-    if shape != (rows, cols):
-        raise ArtifactError(f"{what} is {shape}; must be {rows} x {cols}")
-
-
-def _at_most(what: str, value: int, limit: int) -> None:
-    if value > limit:
-        raise ArtifactError(f"{what} is {value}; must be at most {limit}")
-
-
-def _normalize_shapes(operands: Operands) -> tuple[Shape, ...]:
-    (x,) = operands.inputs
-    for name, tensor in zip(("scale", "shift"), operands.tensors, strict=True):
-        _expect(name, tensor, 1, x.cols)
-    return (x,)
-
-
-def _unfold_shapes(operands: Operands) -> tuple[Shape, ...]:
-    (x,) = operands.inputs
-    height, width, kernel, stride, padding = (
-        operands.integer(name) for name in ("height", "width", "kernel", "stride", "padding")
-    )
-    if height * width != x.rows:
-        raise ArtifactError(f"height {height} times width {width} is not the input's {x.rows} rows")
-    if padding >= kernel:
-        raise ArtifactError(f"padding is {padding}; must be below kernel {kernel}")
-    _at_most("kernel", kernel, min(height, width) + 2 * padding)
-    out_height = (height + 2 * padding - kernel) // stride + 1
-    out_width = (width + 2 * padding - kernel) // stride + 1
-    return (Shape(out_height * out_width, kernel * kernel * x.cols),)
-
-
-def _quantize_shapes(operands: Operands) -> tuple[Shape, ...]:
-    (x,) = operands.inputs
-    return (Shape(x.rows, round_up(x.cols, 8)), Shape(x.rows, 1))
-
-
-def _linear_shapes(operands: Operands) -> tuple[Shape, ...]:
-    x, x_scale = operands.inputs[:2]
-    codes, scale, bias = operands.tensors[:3]
-    _at_most("codes' cols (K)", codes.cols, MAX_PRODUCT_LENGTH)
-    _expect("input", x, x.rows, round_up(codes.cols, 8))
-    if operands.has_scales:
-        _expect("input scale", x_scale, x.rows, 1)
-    _expect("scale", scale, 1, codes.rows)
-    _expect("bias", bias, 1, codes.rows)
-    return (Shape(x.rows, codes.rows),)
-
-
-def _linear_add_shapes(operands: Operands) -> tuple[Shape, ...]:
-    (y,) = _linear_shapes(operands)
-    _expect("residual", operands.inputs[2], *y)
-    return (y,)
-
-
-def _linear_levels_shapes(operands: Operands) -> tuple[Shape, ...]:
-    (y,) = _linear_shapes(operands)
-    _expect("multiplier", operands.tensors[3], 1, y.cols)
-    return (Shape(y.rows, round_up(y.cols, 8)),)
-
-
-def _layer_norm_shapes(operands: Operands) -> tuple[Shape, ...]:
-    shapes = _scale_shift_shapes(operands)
-    if not operands.attributes["eps"] > 0:
-        raise ArtifactError(f"eps is {operands.attributes['eps']}; must be above 0")
-    return shapes
-
-
-def _attention_shapes(operands: Operands, scratch_bytes: Callable[[int, int], int]) -> tuple[Shape, ...]:
-    (x,) = operands.inputs
-    num_heads, head_dim, num_queries = (operands.integer(name) for name in ("num_heads", "head_dim", "num_queries"))
-    _expect("input", x, x.rows, 3 * num_heads * head_dim)
-    _at_most("number of tokens", x.rows, MAX_PRODUCT_LENGTH)
-    _at_most("num_queries", num_queries, 1 if operands.max_tokens else x.rows - 1)
-    scratch = Shape(PER_TOKEN if operands.max_tokens else 1, scratch_bytes(x.rows, head_dim))
-    return (Shape(num_queries or x.rows, num_heads * head_dim), scratch)
-
-
-def _prepend_token_shapes(operands: Operands) -> tuple[Shape, ...]:
-    (x,) = operands.inputs
-    codes, scale = operands.tensors
-    _expect("codes", codes, 1, x.cols)
-    _expect("scale", scale, 1, 1)
-    return (Shape(x.rows + 1, x.cols),)
-
-
-def _add_positions_shapes(operands: Operands) -> tuple[Shape, ...]:
-    (x,) = operands.inputs
-    codes, scale = operands.tensors
-    rows = operands.max_tokens or x.rows
-    _expect("codes", codes, rows, x.cols)
-    _expect("scale", scale, 1, rows)
-    return (x,)
-
-
-def _select_row_shapes(operands: Operands) -> tuple[Shape, ...]:
-    (x,) = operands.inputs
-    _at_most("row", operands.integer("row"), max(x.rows, 1) - 1)
-    return (Shape(1, x.cols),)
-
-
-def _mean_rows_shapes(operands: Operands) -> tuple[Shape, ...]:
-    (x,) = operands.inputs
-    return (Shape(1, x.cols),)
-
-
-def _embed_tokens_shapes(operands: Operands) -> tuple[Shape, ...]:
-    (ids,) = operands.inputs
-    codes, scale = operands.tensors
-    _expect("input", ids, ids.rows, 1)
-    _expect("scale", scale, 1, codes.rows)
-    return (Shape(ids.rows, codes.cols),)
-
-
-def _same_shapes(operands: Operands) -> tuple[Shape, ...]:
-    return operands.inputs
-
-
-def _scale_shift_shapes(operands: Operands) -> tuple[Shape, ...]:
-    (x,) = operands.inputs
-    for name, tensor in zip(("gamma", "beta"), operands.tensors, strict=True):
-        _expect(name, tensor, 1, x.cols)
-    return (x,)
-
-
-def _neighbors_shapes(operands: Operands) -> tuple[Shape, ...]:
-    (x,) = operands.inputs
-    return (Shape(x.rows, 3 * x.cols),)
-
-
-def _concat_shapes(operands: Operands) -> tuple[Shape, ...]:
-    first, second = operands.inputs
-    _expect("second input", second, first.rows, second.cols)
-    return (Shape(first.rows, first.cols + second.cols),)
 
 
 CODES = ("int8", "int4", "pot4", "int6")
@@ -281,7 +98,7 @@ OPS: dict[str, OpSpec] = {
         outputs=(_Y,),
         tensors=(TensorSlot("scale", ("f32",)), TensorSlot("shift", ("f32",))),
         attributes=(),
-        shapes=_normalize_shapes,
+        shapes=op_shapes.normalize_shapes,
         function=op_functions.normalize,
         only="image",
     ),
@@ -297,7 +114,7 @@ OPS: dict[str, OpSpec] = {
             Attribute("stride", 1),
             Attribute("padding"),
         ),
-        shapes=_unfold_shapes,
+        shapes=op_shapes.unfold_shapes,
         function=op_functions.unfold,
         only="image",
     ),
@@ -307,7 +124,7 @@ OPS: dict[str, OpSpec] = {
         outputs=(BufferSlot("levels", "i8"), BufferSlot("scale", "f32")),
         tensors=(),
         attributes=(),
-        shapes=_quantize_shapes,
+        shapes=op_shapes.quantize_shapes,
         function=op_functions.quantize,
     ),
     "linear": OpSpec(
@@ -316,7 +133,7 @@ OPS: dict[str, OpSpec] = {
         outputs=(_Y,),
         tensors=_LINEAR_TENSORS,
         attributes=_LINEAR_ATTRIBUTES,
-        shapes=_linear_shapes,
+        shapes=op_shapes.linear_shapes,
         function=op_functions.linear,
     ),
     "linear_add": OpSpec(
@@ -325,7 +142,7 @@ OPS: dict[str, OpSpec] = {
         outputs=(_Y,),
         tensors=_LINEAR_TENSORS,
         attributes=(),
-        shapes=_linear_add_shapes,
+        shapes=op_shapes.linear_add_shapes,
         function=op_functions.linear_add,
     ),
     "layer_norm": OpSpec(
@@ -334,7 +151,7 @@ OPS: dict[str, OpSpec] = {
         outputs=(_Y,),
         tensors=_NORM_TENSORS,
         attributes=(Attribute("eps", is_float=True),),
-        shapes=_layer_norm_shapes,
+        shapes=op_shapes.layer_norm_shapes,
         function=op_functions.layer_norm,
     ),
     "attention": OpSpec(
@@ -343,7 +160,7 @@ OPS: dict[str, OpSpec] = {
         outputs=(_Y, BufferSlot("scratch", "u8", scratch=True)),
         tensors=(),
         attributes=_ATTENTION_ATTRIBUTES,
-        shapes=lambda operands: _attention_shapes(operands, attention_scratch_bytes),
+        shapes=lambda operands: op_shapes.attention_shapes(operands, op_shapes.attention_scratch_bytes),
         function=op_functions.attention,
         whole=True,
     ),
@@ -353,7 +170,7 @@ OPS: dict[str, OpSpec] = {
         outputs=(_Y,),
         tensors=_EMBEDDING_TENSORS,
         attributes=(),
-        shapes=_prepend_token_shapes,
+        shapes=op_shapes.prepend_token_shapes,
         function=op_functions.prepend_token,
         only="image",
     ),
@@ -363,7 +180,7 @@ OPS: dict[str, OpSpec] = {
         outputs=(_Y,),
         tensors=_EMBEDDING_TENSORS,
         attributes=(),
-        shapes=_add_positions_shapes,
+        shapes=op_shapes.add_positions_shapes,
         function=op_functions.add_positions,
         whole=True,
     ),
@@ -373,7 +190,7 @@ OPS: dict[str, OpSpec] = {
         outputs=(_Y,),
         tensors=(),
         attributes=(Attribute("row"),),
-        shapes=_select_row_shapes,
+        shapes=op_shapes.select_row_shapes,
         function=op_functions.select_row,
         whole=True,
     ),
@@ -383,7 +200,7 @@ OPS: dict[str, OpSpec] = {
         outputs=(_Y,),
         tensors=(),
         attributes=(),
-        shapes=_mean_rows_shapes,
+        shapes=op_shapes.mean_rows_shapes,
         function=op_functions.mean_rows,
         whole=True,
     ),
@@ -393,7 +210,7 @@ OPS: dict[str, OpSpec] = {
         outputs=(_Y,),
         tensors=_EMBEDDING_TENSORS,
         attributes=(),
-        shapes=_embed_tokens_shapes,
+        shapes=op_shapes.embed_tokens_shapes,
         function=op_functions.embed_tokens,
         only="sequence",
         since=2,
@@ -404,7 +221,7 @@ OPS: dict[str, OpSpec] = {
         outputs=(_Y,),
         tensors=(),
         attributes=(),
-        shapes=_same_shapes,
+        shapes=op_shapes.same_shapes,
         function=op_functions.normalize_rows,
         only="sequence",
         since=2,
@@ -415,7 +232,7 @@ OPS: dict[str, OpSpec] = {
         outputs=(_Y,),
         tensors=_NORM_TENSORS,
         attributes=(),
-        shapes=_scale_shift_shapes,
+        shapes=op_shapes.scale_shift_shapes,
         function=op_functions.scale_shift,
         only="sequence",
         since=2,
@@ -426,7 +243,7 @@ OPS: dict[str, OpSpec] = {
         outputs=(_Y,),
         tensors=(),
         attributes=(),
-        shapes=_neighbors_shapes,
+        shapes=op_shapes.neighbors_shapes,
         function=op_functions.neighbors,
         only="sequence",
         since=2,
@@ -438,7 +255,7 @@ OPS: dict[str, OpSpec] = {
         outputs=(_Y,),
         tensors=(),
         attributes=(),
-        shapes=_concat_shapes,
+        shapes=op_shapes.concat_shapes,
         function=op_functions.concat,
         only="sequence",
         since=2,
@@ -449,7 +266,7 @@ OPS: dict[str, OpSpec] = {
         outputs=(_Y, BufferSlot("scratch", "u8", scratch=True)),
         tensors=(),
         attributes=_ATTENTION_ATTRIBUTES,
-        shapes=lambda operands: _attention_shapes(operands, table_attention_scratch_bytes),
+        shapes=lambda operands: op_shapes.attention_shapes(operands, op_shapes.table_attention_scratch_bytes),
         function=op_functions.table_attention,
         whole=True,
         since=2,
@@ -460,7 +277,7 @@ OPS: dict[str, OpSpec] = {
         outputs=(BufferSlot("levels", "i8"),),
         tensors=(*_LINEAR_TENSORS, TensorSlot("multiplier", ("bf16",))),
         attributes=(Attribute("activation", 0, len(op_functions.COARSE_ACTIVATIONS) - 1),),
-        shapes=_linear_levels_shapes,
+        shapes=op_shapes.linear_levels_shapes,
         function=op_functions.linear_levels,
         since=2,
     ),

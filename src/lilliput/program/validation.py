@@ -17,13 +17,10 @@ from lilliput.program.formats import (
     round_bf16,
     round_up,
 )
+from lilliput.program.op_shapes import MAX_PRODUCT_LENGTH, PER_TOKEN, Operands, Shape
 from lilliput.program.ops import (
-    MAX_PRODUCT_LENGTH,
     OPS,
-    PER_TOKEN,
-    Operands,
     OpSpec,
-    Shape,
     check_attributes,
     check_program_kind,
     has_scales,

@@ -41,7 +41,7 @@ typedef struct lil_rule {
     lil_status (*fits)(const lil_operands *operands);
 } lil_rule;
 
-/* A product of levels that need no scales, because they are whole multiples of constants: slot 1 names them again. */
+/* A product of levels whose scales are constants, and part of the weights: its slot 1 names the levels again. */
 static inline bool lil_has_no_scales(const lil_op *op) {
     const bool is_product = op->kind == LIL_LINEAR || op->kind == LIL_LINEAR_ADD || op->kind == LIL_LINEAR_LEVELS;
     return is_product && op->in[1] == op->in[0];

@@ -255,7 +255,8 @@ static lil_status check_slots(const lil_model *model, const lil_op *op, const li
 
 /* The lowest version that can hold the op. */
 static uint32_t first_version(const lil_op *op) {
-    return op->kind > LIL_MEAN_ROWS || lil_has_no_scales(op) || (op->kind == LIL_LINEAR && op->a[0] > FINISH_GELU) ? 2 : 1;
+    const bool newer = op->kind == LIL_LINEAR && op->a[0] > FINISH_GELU;
+    return op->kind > LIL_MEAN_ROWS || lil_has_no_scales(op) || newer ? 2 : 1;
 }
 
 lil_status lil_check_ops(lil_model *model) {

@@ -84,9 +84,9 @@ void lil_op_unfold(const lil_call *call, const lil_part *part);
 /* f32 [R, K] -> i8 [R, P8(K)] levels -127..127, padding 0, and f32 [R, 1] scales >= 0. */
 void lil_op_quantize(const lil_call *call, const lil_part *part);
 
-/* i8 [R, P8(K)], f32 [R, 1] or the same again (then all scales are 1), codes [N, K] in tiles or blocks, scale bf16 [1, N], bias bf16 [1, N] -> f32 [R, N].
- * K <= 65536, so |sum| <= 65536 * 127 * 127 < 2^31. a of linear: activation, 0 to 4 (finish, below); linear_add: in[2] is the residual
- * f32 [R, N]. */
+/* i8 [R, P8(K)], f32 [R, 1] or the levels again (then all scales are 1), codes [N, K] in tiles or blocks, scale bf16
+ * [1, N], bias bf16 [1, N] -> f32 [R, N]. K <= 65536, so |sum| <= 65536 * 127 * 127 < 2^31. a of linear: activation, 0 to 4
+ * (finish, below); linear_add: in[2] is the residual f32 [R, N]. */
 void lil_op_linear(const lil_call *call, const lil_part *part);
 void lil_op_linear_add(const lil_call *call, const lil_part *part);
 
