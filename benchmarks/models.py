@@ -26,6 +26,7 @@ from lilliput.models.stack import Mask, push
 from lilliput.models.vit import ViT
 from lilliput.program.builder import with_golden
 from lilliput.program.program import Program
+from lilliput.train.calibration import Calibration
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 BLOCK = (16, 8)  # outputs x inputs of a block that is zero as a whole: the file leaves it out, the kernels skip it
@@ -59,9 +60,8 @@ def random_model(
             mask.mask.copy_(block_mask(linear.weight.shape[0], linear.weight.shape[1], zero_blocks, block))
             push(linear, "weight", mask)
         _centre_logits(model.eval(), seed)
-    quantization = Quantization(quantize)
-    quantization.calibrate(model, lambda: model(_random_pixels(model, seed)))
-    quantization.attach(model)
+    examples = Calibration(lambda count: model(_random_pixels(model, seed)), lambda count: iter(()))
+    Quantization(quantize).attach(model, examples)
     metadata = {
         "labels": list(CLASSES),
         "provenance": {"lilliput": lilliput.__version__, "recipe": "random weights", "seed": seed},

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lilliput.compress_config import ImageCompressRecipe, TextCompressRecipe
-from lilliput.config import BLOCK, INT6_BLOCK, ModelSettings, Recipe, load_recipe, parse_recipe
+from lilliput.config import BLOCK, SIX_BIT_BLOCK, ModelSettings, Recipe, load_recipe, parse_recipe
 from lilliput.errors import RecipeError
 from lilliput.program.formats import TILE_ROWS, WEIGHT_FORMATS
 
@@ -30,7 +30,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "impossible order": ({"stages": ["train", "quantize", "prune"]}, r"'prune' cannot follow 'quantize'"),
     "no stage": ({"stages": []}, r"stages: .*at least 1 item"),
     "no pixels": ({"data": {"image_size": [0, 8]}}, r"data\.image_size\.0: .*greater than or equal to 1, got 0"),
-    "unknown stage": ({"stages": ["train", "nope"]}, r"stages\.1: Input should be 'train', 'prune', .* got 'nope'"),
+    "unknown stage": ({"stages": ["train", "nope"]}, r"stages\.1: Input should be 'train', 'share', .* got 'nope'"),
     "heads": ({"model": {"num_heads": 3}}, r"num_heads=3 does not divide embed_dim=128; allowed: \[1, 2, 4, 8"),
     "unknown format": ({"quantize": {"weight_format": "int3"}}, r"'int8', 'int6', 'int4' or 'pot4', got 'int3'"),
     "unknown data": ({"data": {"name": "mnist"}}, r"data\.name: .*'digits', 'fashion-mnist', 'cifar10' or 'folder'"),
@@ -126,7 +126,7 @@ def test_settings_are_frozen_and_round_trip() -> None:
 
 def test_blocks_are_those_of_the_format() -> None:
     for name, weight_format in WEIGHT_FORMATS.items():
-        assert (INT6_BLOCK if name == "int6" else BLOCK) == (TILE_ROWS, weight_format.block_cols)
+        assert (SIX_BIT_BLOCK if name == "int6" else BLOCK) == (TILE_ROWS, weight_format.block_cols)
     assert parse_recipe({"name": "x", "prune": {"block": [16, 8]}}, "x").prune.block == (16, 8)
     wide: dict[str, Any] = {"prune": {"block": [32, 16]}, "quantize": {"weight_format": "int6"}}
     assert parse_recipe({"name": "x", **wide}, "x").prune.block == (32, 16)

@@ -15,6 +15,7 @@ from lilliput.models.stack import base_of
 from lilliput.models.vit import ViT
 from lilliput.program import reference
 from lilliput.program.cost import macs
+from lilliput.train.calibration import random_calibration
 
 HYBRID = (StemConvSettings(channels=6), StemConvSettings(channels=10, stride=1))
 ARCHITECTURES = {
@@ -55,7 +56,9 @@ def quantized_model(name: str, weight_format: str = "pot4") -> ViT:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)  # biases and norms too
-    Quantization(QuantizeSettings.model_validate({"weight_format": weight_format})).attach(model)
+    Quantization(QuantizeSettings.model_validate({"weight_format": weight_format, "hidden": "dynamic"})).attach(
+        model, random_calibration(model)
+    )
     return model.eval()
 
 

@@ -4,9 +4,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from lilliput.config import DataSettings, ExportSettings, FitSettings, HiddenScales, Settings
+from lilliput.config import (
+    DataSettings,
+    ExportSettings,
+    FitSettings,
+    HiddenScales,
+    Settings,
+)
+from lilliput.config import WeightFormatName as Format
 
-Format = Literal["int8", "int6", "int4", "pot4"]
 CompressStage = Literal["quantize", "distill", "export", "evaluate"]
 
 

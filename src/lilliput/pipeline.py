@@ -17,7 +17,6 @@ from lilliput import artifact, data
 from lilliput.compress import PASSES
 from lilliput.compress.ledger import assert_ledger, count_zeros
 from lilliput.compress.prune import apply_masks
-from lilliput.compress.quantize import Quantization
 from lilliput.config import LoopSettings, Recipe
 from lilliput.data import ImageDataset, channel_statistics
 from lilliput.errors import UserError
@@ -30,14 +29,15 @@ from lilliput.program.builder import with_golden
 from lilliput.report import encode_image, render
 from lilliput.runtime.opening import open_image_model
 from lilliput.stages import StagedRun, alone_in, hash_of
+from lilliput.train.calibration import calibration, random_calibration
 from lilliput.train.display import TrainingDisplay
 from lilliput.train.images import ImageClassification, predict
 from lilliput.train.loop import Task, derive_seed, fit
 
 # Part of every key, with the version of Lilliput: raise it when a stage computes something else from the same settings.
 PIPELINE_VERSION = 6
-CALIBRATION_IMAGES = 512
 
+WITHOUT_PASS = ("train", "finetune")
 # What a finished stage leaves in the run's folder (training stages: a model in their own).
 PRODUCTS: dict[str, tuple[str, ...]] = {
     "export": ("model.lil",),
@@ -111,12 +111,15 @@ def run(recipe: Recipe, out: Path, console: Console | None = None, quiet: bool =
 
 
 def _refuse_early(state: Run) -> None:
-    """Build and lower an untrained model, so that what cannot be exported is refused before anything is trained."""
+    """Build an untrained model, do to it what the passes will do, and lower it, so that what cannot be done or exported
+    is refused before anything is trained."""
     model = state.model()
+    for stage in state.recipe.stages:
+        if stage not in PRODUCTS and stage not in WITHOUT_PASS:
+            work = PASSES[stage](getattr(state.recipe, stage))
+            work.applies_to(model)
+            work.attach(model, random_calibration(model))
     if "export" in state.recipe.stages:
-        quantization = Quantization(state.recipe.quantize)
-        quantization.calibrate(model, lambda: predict(model, state.data.train.first(1)))
-        quantization.attach(model)
         lower(model, {"labels": list(state.data.classes)})
 
 
@@ -124,12 +127,11 @@ def _train_stage(state: Run, index: int, checkpoint: Path) -> dict[str, Any]:
     recipe, stage = state.recipe, state.recipe.stages[index]
     settings = getattr(recipe, stage)
     model = state.model()
-    work = PASSES[stage](settings) if stage in PASSES else None
+    work = None if stage in WITHOUT_PASS else PASSES[stage](settings)
     applied_to = []
     if work is not None:
         applied_to = work.applies_to(model)
-        work.calibrate(model, lambda: predict(model, state.data.train.spread(CALIBRATION_IMAGES)))
-        work.attach(model)
+        work.attach(model, calibration(model, state.data.train))
 
     def before_step(step: int, total: int) -> None:
         if work is not None:

@@ -28,6 +28,7 @@ from lilliput.program.builder import with_golden
 from lilliput.program.cost import PRODUCTS
 from lilliput.program.program import Program
 from lilliput.runtime import isas
+from lilliput.train.calibration import random_calibration
 
 EXACT: dict[Activation, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
     "gelu": mathfn.coarse_gelu,
@@ -193,37 +194,34 @@ def test_they_cost_little() -> None:
 # The recipe's setting -------------------------------------------------------------------------------
 
 
-def prepared(hidden: str) -> tuple[ViT, Quantization]:
+def prepared(hidden: str) -> ViT:
     model = float_model("class token")
     assert isinstance(model, ViT)
-    stage = Quantization(QuantizeSettings.model_validate({"hidden": hidden}))
-    stage.calibrate(model, lambda: simulate(model, examples_of(model)))
-    return model, stage
+    Quantization(QuantizeSettings.model_validate({"hidden": hidden})).attach(model, random_calibration(model))
+    return model
 
 
 def test_the_stage_finds_them_before_weights_are_rounded() -> None:
-    model, stage = prepared("static")
+    model = prepared("static")
     readers = hidden_readers(model)
     assert sorted(readers) == ["blocks.0.mlp.fc2", "blocks.1.mlp.fc2"]
     fixed = {name for name, linear in model.linears().items() if linear.input_multiplier is not None}
     assert fixed == set(readers)
-    stage.attach(model)
     assert "linear_levels" in {op.kind for op in lowered(model).ops}
     assert QuantizeSettings().hidden == "static"
 
 
-def test_the_stage_leaves_a_dynamic_model_alone() -> None:
-    before = float_model("class token").state_dict()
-    model, _ = prepared("dynamic")
-    assert before.keys() == model.state_dict().keys()
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+def test_the_stage_leaves_scales_to_the_runtime_if_told_to() -> None:
+    model = prepared("dynamic")
+    assert all(linear.input_multiplier is None for linear in model.linears().values())
+    assert "linear_levels" not in {op.kind for op in lowered(model).ops}
 
 
 def test_pruned_weights_stay_zero() -> None:
     model = float_model("class token")
     assert isinstance(model, ViT)
     pruning = MagnitudePruning(PruneSettings(sparsity=0.6))
-    pruning.attach(model)
+    pruning.attach(model, random_calibration(model))
     pruning.finish(model)
     zeros = {name: linear.weight == 0 for name, linear in hidden_readers(model).items()}
     fix_hidden_scales(model, lambda: simulate(model, examples_of(model)))

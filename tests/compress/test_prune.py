@@ -9,6 +9,7 @@ from lilliput.config import ModelSettings, PruneSettings
 from lilliput.errors import FailureError
 from lilliput.models.stack import Mask, base_of, layer_of
 from lilliput.models.vit import ViT
+from lilliput.train.calibration import random_calibration
 
 
 def small_model() -> ViT:
@@ -56,7 +57,7 @@ def test_masked_weights_get_no_update_for_100_adam_steps() -> None:
     pixels, labels = torch.rand(16, 1, 8, 8) * 255, torch.randint(0, 5, (16,))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
     work = MagnitudePruning(PruneSettings(sparsity=0.6))
-    work.attach(model)
+    work.attach(model, random_calibration(model))
 
     def step() -> None:
         optimizer.zero_grad()
@@ -83,7 +84,7 @@ def test_masked_weights_get_no_update_for_100_adam_steps() -> None:
 def test_a_weight_that_is_gone_stays_gone_along_the_schedule() -> None:
     model = small_model()
     work = MagnitudePruning(PruneSettings(sparsity=0.5, update_every=1, end_fraction=1.0))
-    work.attach(model)
+    work.attach(model, random_calibration(model))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     gone: dict[str, torch.Tensor] = {}
     for step in range(30):
@@ -103,7 +104,7 @@ def test_a_weight_that_is_gone_stays_gone_along_the_schedule() -> None:
 def test_ledger_notices_a_zero_that_came_back() -> None:
     model = small_model()
     work = MagnitudePruning(PruneSettings(sparsity=0.6))
-    work.attach(model)
+    work.attach(model, random_calibration(model))
     work.finish(model)
     claims = work.claims(model)
     assert assert_ledger(claims, model, "prune")[0]["holds"]

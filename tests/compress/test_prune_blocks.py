@@ -18,6 +18,7 @@ from lilliput.models.vit import ViT
 from lilliput.program.cost import macs
 from lilliput.program.formats import count_blocks
 from lilliput.program.program import Program
+from lilliput.train.calibration import random_calibration
 
 BLOCK = (16, 8)
 
@@ -37,13 +38,15 @@ def model_with_stem() -> ViT:
 def pruned(sparsity: float, block: tuple[int, int] = BLOCK) -> tuple[ViT, MagnitudePruning]:
     model = model_with_stem()
     work = MagnitudePruning(PruneSettings(sparsity=sparsity, block=block))
-    work.attach(model)
+    work.attach(model, random_calibration(model))
     work.finish(model)
     return model, work
 
 
 def program_of(model: ViT, weight_format: str = "pot4") -> Program:
-    Quantization(QuantizeSettings.model_validate({"weight_format": weight_format})).attach(model)
+    Quantization(QuantizeSettings.model_validate({"weight_format": weight_format, "hidden": "dynamic"})).attach(
+        model, random_calibration(model)
+    )
     return lower(model, {"labels": list("abcde")})
 
 

@@ -15,6 +15,7 @@ from lilliput.lower import lower
 from lilliput.models.stack import WeightQuantizer, layer_of
 from lilliput.models.vit import ViT
 from lilliput.program.program import Program
+from lilliput.train.calibration import random_calibration
 
 BROKEN = (
     r"after 'export' the guarantee of 'quantize' is broken: every linear and projection weight is pot4, every .* int4"
@@ -25,7 +26,7 @@ def quantized() -> tuple[ViT, Quantization]:
     torch.manual_seed(0)
     model = ViT(ModelSettings(patch_size=4, embed_dim=16, depth=1, num_heads=2, mlp_dim=24), (8, 8, 1), 5)
     work = Quantization(QuantizeSettings(weight_format="pot4", embedding_format="int4"))
-    work.attach(model)
+    work.attach(model, random_calibration(model))
     return model, work
 
 
@@ -52,7 +53,7 @@ def test_six_bits_are_in_the_file(embedding_format: str) -> None:
     work = Quantization(
         QuantizeSettings.model_validate({"weight_format": "int6", "embedding_format": embedding_format})
     )
-    work.attach(model)
+    work.attach(model, random_calibration(model))
     program = artifact.from_bytes(artifact.to_bytes(program_of(model)), "six.lil")
     assert_ledger(work.claims(model), program, "export")
     weight = next(tensor for tensor in program.tensors if tensor.name == "blocks.0.mlp.fc1.weight")  # 24 x 20

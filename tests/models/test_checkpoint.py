@@ -14,6 +14,7 @@ from lilliput.errors import FailureError
 from lilliput.models.checkpoint import CheckpointError, describe_stacks, load_model, load_text_model, save_model
 from lilliput.models.encoder import EncoderSettings, TextEncoder
 from lilliput.models.vit import ViT
+from lilliput.train.calibration import random_calibration
 
 
 def pruned_and_quantized() -> ViT:
@@ -21,9 +22,9 @@ def pruned_and_quantized() -> ViT:
     layers = (LayerSettings(num_heads=3, head_dim=4, mlp_dim=10), LayerSettings(num_heads=1, head_dim=6, mlp_dim=5))
     model = ViT(ModelSettings(patch_size=4, embed_dim=16, layers=layers), (8, 8, 1), 3)
     pruning = MagnitudePruning(PruneSettings(sparsity=0.4))
-    pruning.attach(model)
+    pruning.attach(model, random_calibration(model))
     pruning.finish(model)
-    Quantization(QuantizeSettings(scales="learned")).attach(model)
+    Quantization(QuantizeSettings(scales="learned", hidden="dynamic")).attach(model, random_calibration(model))
     return model.eval()
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lilliput.bench.images import random_images
-from lilliput.compress.hidden import fix_hidden_scales, hidden_readers
+from lilliput.compress.hidden import hidden_readers
 from lilliput.compress.quantize import Quantization
 from lilliput.config import LayerSettings, ModelSettings, QuantizeSettings, StemConvSettings
 from lilliput.lower import lower
@@ -18,6 +18,7 @@ from lilliput.peers.steps import Attention
 from lilliput.program import reference
 from lilliput.program.builder import ProgramBuilder
 from lilliput.program.program import Program
+from lilliput.train.calibration import random_calibration
 
 HYBRID = (StemConvSettings(channels=6), StemConvSettings(channels=10, stride=1))
 ARCHITECTURES = {
@@ -55,10 +56,7 @@ def quantized(name: str, hidden: str = "dynamic") -> ViT:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
-    if hidden == "static":
-        images = torch.from_numpy(as_pixels(random_images(64, shape)))
-        fix_hidden_scales(model, lambda: model.eval()(images))
-    Quantization(QuantizeSettings()).attach(model)
+    Quantization(QuantizeSettings.model_validate({"hidden": hidden})).attach(model, random_calibration(model))
     return model.eval()
 
 

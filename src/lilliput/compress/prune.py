@@ -9,6 +9,7 @@ from lilliput.compress.base import Claim, Pass
 from lilliput.config import PruneSettings
 from lilliput.models.stack import Mask, base_of, layer_of, push
 from lilliput.models.vit import ViT
+from lilliput.train.calibration import Calibration
 
 TINY = 1e-30
 
@@ -100,7 +101,7 @@ class MagnitudePruning(Pass):
     def applies_to(self, model: ViT) -> list[str]:
         return [f"{name}.weight" for name in model.linears()]
 
-    def attach(self, model: ViT) -> None:
+    def attach(self, model: ViT, calibration: Calibration) -> None:
         for linear in model.linears().values():
             push(linear, "weight", Mask(base_of(linear, "weight")))
 

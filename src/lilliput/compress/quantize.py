@@ -17,6 +17,9 @@ from lilliput.models.encoder import TextEncoder
 from lilliput.models.layers import NoNorm
 from lilliput.models.stack import StoredAsBf16, WeightQuantizer, push
 from lilliput.models.vit import ViT
+from lilliput.train.calibration import Calibration
+
+CALIBRATION_EXAMPLES = 512
 
 
 class Quantization(Pass):
@@ -28,11 +31,9 @@ class Quantization(Pass):
     def applies_to(self, model: ViT) -> list[str]:
         return [f"{name}.{parameter}" if name else parameter for name, _, parameter in quantized_parameters(model)]
 
-    def calibrate(self, model: ViT, run: Callable[[], object]) -> None:
+    def attach(self, model: ViT, calibration: Calibration) -> None:
         if self.settings.hidden == "static":
-            fix_hidden_scales(model, run)
-
-    def attach(self, model: ViT) -> None:
+            fix_hidden_scales(model, lambda: calibration.forward(CALIBRATION_EXAMPLES))
         weights, embeddings = self.settings.weight_format, self.settings.embedding_format
         attach_quantizers(
             model, lambda name: embeddings if name in TABLES else weights, self.settings.scales == "learned"

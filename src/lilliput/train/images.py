@@ -1,5 +1,6 @@
 """Training an image classifier: augmented batches, cross-entropy with label smoothing."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,12 +51,16 @@ class ImageClassification:
 
 
 @torch.no_grad()
-def predict(model: nn.Module, part: Part, batch_size: int = 250) -> Tensor:
+def predict(model: nn.Module, part: Part) -> Tensor:
     """Logits [n, num_classes] of a part, in evaluation mode and full precision, on the processor."""
-    device = next(model.parameters()).device
     model.eval()
-    logits = []
-    for start in range(0, len(part.labels), batch_size):
-        pixels = torch.from_numpy(part.images[start : start + batch_size]).permute(0, 3, 1, 2).float()
-        logits.append(model(pixels.to(device)).float().cpu())
-    return torch.cat(logits)
+    return torch.cat([model(pixels).float().cpu() for pixels, _ in batches_of(model, part)])
+
+
+def batches_of(model: nn.Module, part: Part, batch_size: int = 250) -> Iterator[tuple[Tensor, Tensor]]:
+    """Pixels [B, C, height, width] and labels [B] of a part in its order, where the model is."""
+    device = next(model.parameters()).device
+    for start in range(0, len(part), batch_size):
+        images, labels = (values[start : start + batch_size] for values in (part.images, part.labels))
+        pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float()
+        yield pixels.to(device), torch.from_numpy(labels).to(device)
