@@ -21,7 +21,7 @@ from rich.table import Table
 
 from lilliput import artifact, pipeline
 from lilliput.bench.images import random_images
-from lilliput.config import PruneSettings, Recipe, load_recipe, parse_recipe
+from lilliput.config import FinetuneSettings, Recipe, load_recipe, parse_recipe
 from lilliput.errors import UserError
 from lilliput.files import write_atomic
 from lilliput.measure import commit, machine_info
@@ -47,9 +47,7 @@ def variant(recipe: Recipe, share: float, block: tuple[int, int]) -> Recipe:
         tree["prune"] |= {"block": block, "sparsity": share, "layer_floor": floor}
     else:
         tree["stages"].remove("prune")
-        of_pruning = PruneSettings.model_fields.keys() - {"sparsity", "start_fraction", "end_fraction", "update_every"}
-        shared = of_pruning - {"layer_floor", "block"}
-        tree["finetune"] = {name: value for name, value in tree["prune"].items() if name in shared}
+        tree["finetune"] = {name: tree["prune"][name] for name in FinetuneSettings.model_fields}
         tree["finetune"]["epochs"] += recipe.finetune.epochs
     return parse_recipe(tree, tree["name"])
 

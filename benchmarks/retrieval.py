@@ -34,7 +34,14 @@ from lilliput.program.program import Program
 from lilliput.text import Tokenizer
 from lilliput.text.huggingface import read_tokenizer
 
-COMPARED = (REFERENCE, "ONNX Runtime fp32", "ONNX Runtime int8 dynamic", "OpenVINO int8 (NNCF)")
+COMPARED = (
+    REFERENCE,
+    "ONNX Runtime fp32",
+    "ONNX Runtime int8 dynamic",
+    "OpenVINO int8 (NNCF)",
+    "llama.cpp 8-bit (q8_0)",
+    "llama.cpp 4-bit (q4_0)",
+)
 BATCH = 8
 CALIBRATION = 128
 
@@ -203,7 +210,7 @@ def main() -> int:
     parser.add_argument("model", type=Path, help="a model.lil for text-embedding")
     parser.add_argument("--pairs", type=Path, default=Path("data/debian/pairs.jsonl"), help="as debian.py writes them")
     parser.add_argument("--checkpoint", type=Path, metavar="FOLDER", help="the Hugging Face folder of the fp32 model")
-    parser.add_argument("--peers", action="store_true", help="also ONNX Runtime and OpenVINO (extra `peers`)")
+    parser.add_argument("--peers", action="store_true", help="also ONNX Runtime, OpenVINO (extra `peers`), llama.cpp")
     parser.add_argument("--max-tokens", type=int, default=64, help="texts are cut to so many tokens (64)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, help="also write the results, as JSON")

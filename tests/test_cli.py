@@ -213,6 +213,22 @@ def test_inspect_a_file_or_a_run(lil: Any, model: Path) -> None:
     assert "Buffer plan" in table.out
 
 
+def test_inspect_a_run_prints_its_ledger(lil: Any, tmp_path: Path) -> None:
+    claim = {"claim": "sparsity", "stage": "prune", "detail": "at least 3 of 4 weights are zero", "holds": True}
+    for number, stage in ((1, "train"), (2, "prune"), (3, "quantize")):
+        folder = tmp_path / f"{number:02d}-{stage}"
+        folder.mkdir()
+        ledger = [claim] if number > 1 else []
+        (folder / "record.json").write_text(json.dumps({"key": "k", "record": {"stage": stage, "ledger": ledger}}))
+    printed = lil("inspect", tmp_path)  # no file yet: the run goes on
+    assert printed.code == 0 and "at least 3 of 4 weights are zero" in printed.out
+    found = json.loads(lil("inspect", tmp_path, "--json").out)["ledger"]
+    assert [(entry["stage"], entry["checked"]) for entry in found] == [("prune", ["prune", "quantize"])]
+    (tmp_path / "02-prune" / "record.json").write_text("[]")
+    damaged = lil("inspect", tmp_path)
+    assert damaged.code == 2 and damaged.err.count("\n") == 1 and "02-prune/record.json: damaged" in damaged.err
+
+
 def test_data_says_what_is_there(lil: Any, tmp_path: Path) -> None:
     sheet = tmp_path / "sheet.png"
     result = lil("data", "digits", "--json", "--sheet", sheet)

@@ -103,16 +103,24 @@ def inspect(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Account for every byte of a file, count its zeros by decoding it, list its ops and its buffer plan."""
+    """Account for every byte of a file, count its zeros by decoding it, list its ops and its buffer plan; and of a run,
+    what each stage guaranteed and where that was checked."""
     from lilliput.report import inspect_file
+    from lilliput.report.ledger import read_ledger
 
-    contents = inspect_file(target / "model.lil" if target.is_dir() else target, tokens or 0)
+    ledger = read_ledger(target) if target.is_dir() else []
+    file = target / "model.lil" if target.is_dir() else target
+    # A run that has no file yet still has guarantees.
+    contents = {} if ledger and not file.exists() else inspect_file(file, tokens or 0)
     if as_json:
-        print_json(contents)
+        print_json({**contents, "ledger": ledger} if ledger else contents)
         return
-    from lilliput.report.terminal import print_inspection
+    from lilliput.report.terminal import print_inspection, print_ledger
 
-    print_inspection(contents, console())
+    if contents:
+        print_inspection(contents, console())
+    if ledger:
+        print_ledger(ledger, console())
 
 
 def _batch(session: "Session", inputs: list[str] | None, file: Path | None) -> tuple[str, list[str], Any]:

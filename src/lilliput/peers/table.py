@@ -66,4 +66,6 @@ PEERS: tuple[Engine, ...] = (
     Engine("OpenVINO int8 (NNCF)", "openvino", "int8", _OPENVINO_AVX2),
     Engine("ExecuTorch XNNPACK fp32", "executorch", "fp32"),
     Engine("ExecuTorch XNNPACK int8", "executorch", "int8"),
+    Engine("llama.cpp 8-bit (q8_0)", "llamacpp", "q8_0"),
+    Engine("llama.cpp 4-bit (q4_0)", "llamacpp", "q4_0"),
 )

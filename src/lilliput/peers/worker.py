@@ -34,6 +34,7 @@ CALLS_BEFORE_MEMORY = 8
 LEAST_CALLS = 3
 WARM_UP = 0.2  # of a chunk's time: another engine had the caches before
 PREPARED = 4  # different inputs, in turn
+BUILT_BY_HAND = ("gguf", "llama_cpp")  # there are no binaries, and a compiler is busy with them for ten minutes
 MOST_REASON = 300  # characters of an error
 
 
@@ -149,7 +150,8 @@ def _memory_figures(
 def explain(error: BaseException) -> str:
     """One line: what is missing, or the kind of the error and what it says."""
     if isinstance(error, ModuleNotFoundError):
-        return f"the package '{error.name}' is not installed (pip install 'lilliput[peers]')"
+        how = "benchmarks/README.md says how" if error.name in BUILT_BY_HAND else "pip install 'lilliput[peers]'"
+        return f"the package '{error.name}' is not installed ({how})"
     text = " ".join(str(error).split()) or "no message"
     return f"{type(error).__name__}: {text if len(text) <= MOST_REASON else text[:MOST_REASON] + '...'}"
 

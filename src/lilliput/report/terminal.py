@@ -23,6 +23,15 @@ def print_inspection(contents: dict[str, Any], console: Console) -> None:
         console.print(table)
 
 
+def print_ledger(ledger: list[dict[str, Any]], console: Console) -> None:
+    """Print what `read_ledger` found."""
+    table = table_of("Guarantees", ("made by", "what must stay true", "held after"), ())
+    for entry in ledger:
+        table.add_row(entry["stage"], escape(entry["detail"]), ", ".join(entry["checked"]))
+    console.print()
+    console.print(table)
+
+
 def _summary(contents: dict[str, Any]) -> str:
     ratio = contents["fp32_bytes"] / contents["file_bytes"]
     formats = ", ".join(f"{name} {count(number)}" for name, number in contents["formats"].items()) or "none"
@@ -32,6 +41,9 @@ def _summary(contents: dict[str, Any]) -> str:
         f"weights: {count(contents['weights'])}, of which {count(contents['nonzero_weights'])} are not zero "
         f"(sparsity {percent(contents['sparsity'])}, counted on the decoded codes); formats: {formats}",
     ]
+    if contents["packed_bytes"] is not None:
+        share = contents["packed_bytes"] / contents["file_bytes"]
+        lines.append(f"packed: {count(contents['packed_bytes'])} bytes, {percent(share)} of these")
     sequence = contents["sequence"]
     if sequence is None:
         work = "an example"
