@@ -32,7 +32,12 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no pixels": ({"data": {"image_size": [0, 8]}}, r"data\.image_size\.0: .*greater than or equal to 1, got 0"),
     "unknown stage": ({"stages": ["train", "nope"]}, r"stages\.1: Input should be 'train', 'share', .* got 'nope'"),
     "heads": ({"model": {"num_heads": 3}}, r"num_heads=3 does not divide embed_dim=128; allowed: \[1, 2, 4, 8"),
-    "unknown format": ({"quantize": {"weight_format": "int3"}}, r"'int8', 'int6', 'int4' or 'pot4', got 'int3'"),
+    "unknown format": ({"quantize": {"weight_format": "int3"}}, r"'int4', 'pot4', 'apot4' or 'apot6', got 'int3'"),
+    "a format that cannot be": (
+        {"quantize": {"weight_format": "pot6"}},
+        r"quantize\.weight_format: 'pot6' is no weight format: .* no whole levels .* take pot4, or for 6 bits apot6",
+    ),
+    "the same of one layer": ({"quantize": {"formats": {"head": "pot6"}}}, r"quantize\.formats\.head: 'pot6' is no"),
     "unknown data": ({"data": {"name": "mnist"}}, r"data\.name: .*'digits', 'fashion-mnist', 'cifar10' or 'folder'"),
     "preset changed": ({"model": {"preset": "vit-413k", "depth": 6}}, r"preset 'vit-413k' fixes the architecture"),
     "a name that leaves the folder": ({"name": "../x"}, r"name: .*got '\.\./x'"),
@@ -45,7 +50,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a block of three sides": ({"prune": {"block": [16, 8, 1]}}, r"prune\.block"),
     "narrow blocks of wide codes": (
         {"prune": {"block": [16, 8]}, "quantize": {"weight_format": "int6"}},
-        r"prune\.block=\[16, 8\]: inputs must be a multiple of 16 with quantize\.weight_format 'int6'",
+        r"prune\.block=\[16, 8\]: inputs must be a multiple of 16 with format 'int6'",
     ),
     "a schedule that ends before it starts": (
         {"prune": {"start_fraction": 0.8, "end_fraction": 0.5}},
@@ -69,6 +74,7 @@ def test_recipes_of_the_project_are_valid() -> None:
         "deit-pot4": ImageCompressRecipe,
         "digits": Recipe,
         "fashion-mnist": Recipe,
+        "fashion-mnist-vit": Recipe,
         "minilm-pot4": TextCompressRecipe,
     }
     recipes = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
@@ -125,8 +131,8 @@ def test_settings_are_frozen_and_round_trip() -> None:
 
 
 def test_blocks_are_those_of_the_format() -> None:
-    for name, weight_format in WEIGHT_FORMATS.items():
-        assert (SIX_BIT_BLOCK if name == "int6" else BLOCK) == (TILE_ROWS, weight_format.block_cols)
+    for weight_format in WEIGHT_FORMATS.values():
+        assert (SIX_BIT_BLOCK if weight_format.bits == 6 else BLOCK) == (TILE_ROWS, weight_format.block_cols)
     assert parse_recipe({"name": "x", "prune": {"block": [16, 8]}}, "x").prune.block == (16, 8)
     wide: dict[str, Any] = {"prune": {"block": [32, 16]}, "quantize": {"weight_format": "int6"}}
     assert parse_recipe({"name": "x", **wide}, "x").prune.block == (32, 16)

@@ -15,6 +15,7 @@ from lilliput.models.stack import base_of
 from lilliput.models.vit import ViT
 from lilliput.program import reference
 from lilliput.program.cost import macs
+from lilliput.program.formats import WEIGHT_FORMATS
 from lilliput.train.calibration import random_calibration
 
 HYBRID = (StemConvSettings(channels=6), StemConvSettings(channels=10, stride=1))
@@ -48,7 +49,7 @@ ARCHITECTURES |= {
 METADATA = {"labels": [str(i) for i in range(5)], "provenance": {}}
 
 
-def quantized_model(name: str, weight_format: str = "pot4") -> ViT:
+def quantized_model(name: str, weight_format: str = "pot4", bits: int = 8, hidden: str = "dynamic") -> ViT:
     torch.manual_seed(0)
     settings, shape = ARCHITECTURES[name]
     model = ViT(settings, shape, 5)
@@ -56,9 +57,8 @@ def quantized_model(name: str, weight_format: str = "pot4") -> ViT:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)  # biases and norms too
-    Quantization(QuantizeSettings.model_validate({"weight_format": weight_format, "hidden": "dynamic"})).attach(
-        model, random_calibration(model)
-    )
+    settings_of_stage = {"weight_format": weight_format, "hidden": hidden, "activation_bits": bits}
+    Quantization(QuantizeSettings.model_validate(settings_of_stage)).attach(model, random_calibration(model))
     return model.eval()
 
 
@@ -113,7 +113,7 @@ def test_all_tokens_are_computed_where_all_are_pooled() -> None:
     assert "select_row" not in {op.kind for op in program.ops}
 
 
-@pytest.mark.parametrize("weight_format", ["int8", "int6", "int4", "pot4"])
+@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
 def test_every_weight_format_lowers(weight_format: str) -> None:
     model = quantized_model("class token", weight_format)
     program = lower(model, METADATA)
@@ -122,7 +122,33 @@ def test_every_weight_format_lowers(weight_format: str) -> None:
     assert np.abs(simulated - executed).max() <= 0.05 * simulated.std()
 
 
-@pytest.mark.parametrize("weight_format", ["int8", "int6", "int4", "pot4"])
+@pytest.mark.parametrize("hidden", ["dynamic", "static"])
+@pytest.mark.parametrize("bits", [6, 4])
+def test_activations_of_fewer_bits_lower(bits: int, hidden: str) -> None:
+    model = quantized_model("class token", "apot4", bits, hidden)
+    program = lower(model, METADATA)
+    written = [op.attributes["bits"] for op in program.ops if "bits" in op.attributes]
+    assert set(written) == {bits}
+    assert ("linear_levels" in {op.kind for op in program.ops}) == (hidden == "static")
+    assert artifact.from_bytes(artifact.to_bytes(program), "bits.lil").version == 2
+    simulated, executed = outputs_of_both(model)
+    difference, spread = np.abs(simulated - executed), simulated.std()
+    assert np.median(difference) <= 2e-5 * spread
+    assert difference.max() <= (0.2 if bits == 4 else 0.1) * spread  # where a level tips over, a step is larger
+
+
+def test_layers_that_read_the_same_share_levels_of_the_same_bits() -> None:
+    emit = Emitter({})
+    x = emit.builder.input("image", 2, 3)
+    constants = [emit.vector(name, "constant", torch.ones(3), "f32") for name in "ab"]
+    x = emit.builder.emit("normalize", [x], constants)
+    assert emit.quantize(x, 8) == emit.quantize(x, 8)
+    assert emit.quantize(x, 8) != emit.quantize(x, 4)
+    assert emit.quantize(x, 4) == emit.quantize(x, 4)
+    assert len({emit.quantize(x, bits) for bits in (8, 6, 4)}) == 3
+
+
+@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
 def test_weights_with_zero_blocks_are_stored_without_them(weight_format: str) -> None:
     model = quantized_model("class token", weight_format)
     with torch.no_grad():

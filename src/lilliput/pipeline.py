@@ -1,8 +1,9 @@
 """Runs a recipe on images stage by stage: do, evaluate, assert the ledger, record, save (`lilliput.stages`)."""
 
+import copy
 import json
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lilliput import artifact, data
 from lilliput.compress import PASSES
 from lilliput.compress.ledger import assert_ledger, count_zeros
 from lilliput.compress.prune import apply_masks
-from lilliput.config import LoopSettings, Recipe
+from lilliput.config import LoopSettings, Recipe, TeacherSettings
 from lilliput.data import ImageDataset, channel_statistics
 from lilliput.errors import UserError
 from lilliput.files import write_atomic
@@ -33,9 +34,10 @@ from lilliput.train.calibration import calibration, random_calibration
 from lilliput.train.display import TrainingDisplay
 from lilliput.train.images import ImageClassification, predict
 from lilliput.train.loop import Task, derive_seed, fit
+from lilliput.train.teacher import Teacher, check_teacher, read_teacher
 
 # Part of every key, with the version of Lilliput: raise it when a stage computes something else from the same settings.
-PIPELINE_VERSION = 6
+PIPELINE_VERSION = 7
 
 WITHOUT_PASS = ("train", "finetune")
 # What a finished stage leaves in the run's folder (training stages: a model in their own).
@@ -52,6 +54,7 @@ class Run(StagedRun):
 
     recipe: Recipe
     data: ImageDataset
+    teachers: dict[Path, Teacher] = field(default_factory=dict)  # by folder, each read once
 
     def model(self) -> ViT:
         if self.model_folder is not None:
@@ -69,11 +72,25 @@ class Run(StagedRun):
 
     def settings(self, stage: str) -> tuple[object, ...]:
         settings = getattr(self.recipe, stage)
-        return (settings, self.recipe.augment) if isinstance(settings, LoopSettings) else (settings,)
+        if not isinstance(settings, LoopSettings):
+            return (settings,)
+        distill = settings.distill
+        if distill is not None and distill.model != "train":  # what lies there, wherever that is
+            held = distill.model_copy(update={"model": self.teacher(distill).checksum})
+            settings = settings.model_copy(update={"distill": held})
+        return (settings, self.recipe.augment)
+
+    def teacher(self, settings: TeacherSettings) -> Teacher:
+        """The model that the settings name; the run's own must have been trained."""
+        own = settings.model == "train"
+        folder = self.stage_folder(self.stages.index("train")) if own else Path(settings.model)
+        if folder not in self.teachers:
+            self.teachers[folder] = read_teacher(folder)
+        return self.teachers[folder]
 
     @property
     def products(self) -> dict[str, tuple[str, ...]]:
-        return PRODUCTS
+        return PRODUCTS | ({"export": ("model.lil", "model.lilz")} if self.recipe.export.packed else {})
 
     def work(self, index: int, checkpoint: Path) -> dict[str, Any]:
         stage = self.stages[index]
@@ -89,7 +106,8 @@ def run(recipe: Recipe, out: Path, console: Console | None = None, quiet: bool =
     """Run every stage of `recipe` that is not finished yet; everything goes to `out / recipe.name`.
 
     Returns:
-        The run's folder: `model.lil`, `report.html`, `records.json` and one folder a stage.
+        The run's folder: `model.lil` (and `model.lilz`, where asked for), `report.html`, `records.json` and one folder
+        a stage.
 
     Raises:
         UserError: the settings do not fit the data. FailureError: a guarantee broke, training diverged, the disk is
@@ -114,11 +132,18 @@ def _refuse_early(state: Run) -> None:
     """Build an untrained model, do to it what the passes will do, and lower it, so that what cannot be done or exported
     is refused before anything is trained."""
     model = state.model()
+    untrained = copy.deepcopy(model)  # of the sizes that stage `train` will leave
     for stage in state.recipe.stages:
+        settings = getattr(state.recipe, stage)
         if stage not in PRODUCTS and stage not in WITHOUT_PASS:
-            work = PASSES[stage](getattr(state.recipe, stage))
+            work = PASSES[stage](settings)
             work.applies_to(model)
             work.attach(model, random_calibration(model))
+            work.finish(model)
+        if isinstance(settings, LoopSettings) and settings.distill is not None:
+            distill = settings.distill
+            teacher = untrained if distill.model == "train" else state.teacher(distill).model
+            check_teacher(teacher, model, distill, state.data.classes, stage)
     if "export" in state.recipe.stages:
         lower(model, {"labels": list(state.data.classes)})
 
@@ -137,7 +162,8 @@ def _train_stage(state: Run, index: int, checkpoint: Path) -> dict[str, Any]:
         if work is not None:
             work.before_step(model, step, total)
 
-    objective = ImageClassification(state.data, recipe.augment, derive_seed(recipe.seed, 3, index))
+    teacher = None if settings.distill is None else state.teacher(settings.distill).model
+    objective = ImageClassification(state.data, recipe.augment, derive_seed(recipe.seed, 3, index), teacher)
     task = Task(objective, checkpoint, before_step, after_step=lambda: apply_masks(model))
     display = None if state.quiet else TrainingDisplay(stage, state.console)
     try:
@@ -195,6 +221,7 @@ def _export(state: Run) -> dict[str, Any]:
         "file": path.name,
         "file_bytes": path.stat().st_size,
         "file_crc32": zlib.crc32(path.read_bytes()),
+        **artifact.write_packed(path, recipe.export.packed),
         "arena_bytes": program.arena_bytes,
         "parameters": model.num_parameters(),
         "fp32_bytes": 4 * model.num_parameters(),
@@ -300,6 +327,8 @@ def _summary(record: dict[str, Any]) -> str:
     elif stage == "export":
         ratio = record["fp32_bytes"] / record["file_bytes"]
         text = f"{record['file_bytes']:,} bytes, {ratio:.2f} times under fp32; arena {record['arena_bytes']:,} bytes"
+        if "packed_bytes" in record:
+            text += f"; packed {record['packed_bytes']:,} bytes"
     elif stage == "evaluate":
         text = (
             f"test {record['accuracy']:.2%} measured on the file ({record['examples']:,} examples), "

@@ -15,7 +15,7 @@ import lilliput
 from lilliput import artifact
 from lilliput.compress.base import Model
 from lilliput.compress.hidden import fix_hidden_scales, hidden_readers, largest_inputs, multiplier_of
-from lilliput.compress.prune import MagnitudePruning
+from lilliput.compress.prune import Pruning
 from lilliput.compress.quantize import Quantization, attach_quantizers
 from lilliput.config import ModelSettings, PruneSettings, QuantizeSettings, StemConvSettings
 from lilliput.lower import lower
@@ -220,7 +220,7 @@ def test_the_stage_leaves_scales_to_the_runtime_if_told_to() -> None:
 def test_pruned_weights_stay_zero() -> None:
     model = float_model("class token")
     assert isinstance(model, ViT)
-    pruning = MagnitudePruning(PruneSettings(sparsity=0.6))
+    pruning = Pruning(PruneSettings(sparsity=0.6))
     pruning.attach(model, random_calibration(model))
     pruning.finish(model)
     zeros = {name: linear.weight == 0 for name, linear in hidden_readers(model).items()}
@@ -269,6 +269,35 @@ def test_multiplier_leaves_headroom() -> None:
     levels = 1.5 * largest * multiplier_of(largest)
     assert levels.max() <= 127 * (1 + 2**-8)
     assert levels[largest.argmax()] >= 127 * (1 - 2**-8)
+
+
+def quantized_by_stage(bits: int) -> ViT:
+    torch.manual_seed(0)
+    model = ViT(IMAGE_MODELS["class token"], SHAPE, 5)
+    settings = QuantizeSettings.model_validate({"activation_bits": bits})
+    Quantization(settings).attach(model, random_calibration(model))
+    return model
+
+
+@pytest.mark.parametrize(("bits", "most"), [(8, 127), (6, 31), (4, 7)])
+def test_the_stage_makes_levels_of_as_many_bits_as_it_is_told(bits: int, most: int) -> None:
+    """Of every layer's input; those with constant scales fill the range that these bits have as 8 bits would theirs."""
+    linears, of_8_bits = (quantized_by_stage(number).linears() for number in (bits, 8))
+    assert {linear.input_bits for linear in linears.values()} == {bits}
+    for name in ("blocks.0.attn.qkv", "blocks.1.mlp.fc2"):  # of which the second has constant scales
+        levels, _ = linears[name].quantize_input(1e6 * torch.randn(20, linears[name].in_features))
+        assert levels.abs().max() == most
+    found, wanted = (each["blocks.1.mlp.fc2"].input_multiplier for each in (linears, of_8_bits))
+    assert found is not None and wanted is not None
+    torch.testing.assert_close(found, wanted * most / 127, rtol=2**-7, atol=0)
+
+
+@pytest.mark.parametrize("limit", [31.0, 7.0])
+def test_multiplier_fills_the_range_of_fewer_levels(limit: float) -> None:
+    largest = torch.tensor([4.0, 1.0, 0.25])
+    halfway = torch.tensor([6.0, 2.0, 1.0])
+    assert torch.equal(multiplier_of(largest, limit), (limit / halfway).to(torch.bfloat16).float())
+    assert multiplier_of(torch.zeros(2), limit).tolist() == [limit] * 2
 
 
 def test_multiplier_of_a_layer_that_is_always_zero() -> None:

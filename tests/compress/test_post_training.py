@@ -12,14 +12,9 @@ import torch.nn.functional as F
 from torch.nn.utils import parametrize
 
 from lilliput.compress.base import Model
+from lilliput.compress.formats import attach_quantizers, linear_formats
 from lilliput.compress.ledger import assert_ledger
-from lilliput.compress.post_training import (
-    format_claim,
-    linear_formats,
-    quantize_post_training,
-    roughly_quantized,
-)
-from lilliput.compress.quantize import attach_quantizers
+from lilliput.compress.post_training import format_claim, quantize_post_training, roughly_quantized
 from lilliput.compress_config import ImagePostTrainingSettings, TextPostTrainingSettings
 from lilliput.config import ModelSettings
 from lilliput.data.text import Sequences

@@ -8,7 +8,7 @@ import torch
 
 from lilliput import artifact
 from lilliput.compress.ledger import assert_ledger
-from lilliput.compress.prune import MagnitudePruning, apply_masks, block_masks, block_sums, count_zero_blocks
+from lilliput.compress.prune import Pruning, apply_masks, block_masks, block_sums, count_zero_blocks
 from lilliput.compress.quantize import Quantization
 from lilliput.config import ModelSettings, PruneSettings, QuantizeSettings, StemConvSettings
 from lilliput.errors import FailureError
@@ -28,6 +28,10 @@ def in_order(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: torch.arange(weight.shape[1]) for name, weight in weights.items()}
 
 
+def guarded(layer_floor: float) -> PruneSettings:
+    return PruneSettings(block=BLOCK, layer_floor=layer_floor)
+
+
 def model_with_stem() -> ViT:
     torch.manual_seed(0)
     stem = (StemConvSettings(channels=20),)
@@ -35,9 +39,9 @@ def model_with_stem() -> ViT:
     return ViT(settings, (16, 16, 3), 5)
 
 
-def pruned(sparsity: float, block: tuple[int, int] = BLOCK) -> tuple[ViT, MagnitudePruning]:
+def pruned(sparsity: float, block: tuple[int, int] = BLOCK) -> tuple[ViT, Pruning]:
     model = model_with_stem()
-    work = MagnitudePruning(PruneSettings(sparsity=sparsity, block=block))
+    work = Pruning(PruneSettings(sparsity=sparsity, block=block))
     work.attach(model, random_calibration(model))
     work.finish(model)
     return model, work
@@ -60,7 +64,7 @@ def test_the_blocks_of_least_norm_go_over_all_layers() -> None:
     a = torch.tensor([[1.0, 5.0], [6.0, 2.0]]).repeat_interleave(16, 0).repeat_interleave(8, 1)
     b = torch.tensor([[4.0, 3.0]]).repeat_interleave(16, 0).repeat_interleave(8, 1)
     weights = {"a": a, "b": b}
-    masks = block_masks(weights, 0.5, 0.0, BLOCK, in_order(weights))
+    masks = block_masks(weights, 0.5, guarded(0.0), in_order(weights))
     assert masks["a"][::16, ::8].tolist() == [[0, 1], [1, 0]]
     assert masks["b"][::16, ::8].tolist() == [[1, 0]]
     for name, weight in weights.items():
@@ -74,7 +78,7 @@ def test_a_layer_of_small_weights_keeps_as_many_blocks() -> None:
     a, b = torch.randn(160, 80), torch.randn(160, 80)
     weights = {"a": a * torch.rand(10, 10).repeat_interleave(16, 0).repeat_interleave(8, 1), "b": b * 0.01}
     scaled = {"a": weights["a"], "b": b}
-    masks, others = (block_masks(each, 0.5, 0.0, BLOCK, in_order(each)) for each in (weights, scaled))
+    masks, others = (block_masks(each, 0.5, guarded(0.0), in_order(each)) for each in (weights, scaled))
     assert all(bool((masks[name] == others[name]).all()) for name in weights)
     zeros, blocks = count_zero_blocks([masks["b"]], BLOCK)
     assert 0 < zeros < blocks
@@ -82,7 +86,7 @@ def test_a_layer_of_small_weights_keeps_as_many_blocks() -> None:
 
 def test_a_layer_that_is_all_zero_loses_its_blocks_first() -> None:
     weights = {"none": torch.zeros(32, 16), "some": torch.randn(32, 16)}
-    masks = block_masks(weights, 0.375, 0.0, BLOCK, in_order(weights))
+    masks = block_masks(weights, 0.375, guarded(0.0), in_order(weights))
     assert count_zero_blocks([masks["none"]], BLOCK) == (3, 4)
     assert count_zero_blocks([masks["some"]], BLOCK) == (0, 4)
 
@@ -90,14 +94,14 @@ def test_a_layer_that_is_all_zero_loses_its_blocks_first() -> None:
 def test_a_block_at_the_edge_is_judged_by_its_weights_not_by_its_size() -> None:
     weight = torch.ones(17, 8)
     weight[16] = 1.1  # the second block has 8 weights of 1.1, the first 128 of 1
-    masks = block_masks({"a": weight}, 0.5, 0.0, BLOCK, in_order({"a": weight}))
+    masks = block_masks({"a": weight}, 0.5, guarded(0.0), in_order({"a": weight}))
     assert masks["a"][16].min() == 1 and masks["a"][:16].max() == 0
 
 
 def test_the_number_of_blocks_is_exact_even_with_ties() -> None:
     weights = {"a": torch.ones(64, 64), "b": torch.randn(40, 20)}  # 32 + 9 blocks
     for sparsity in (0.1, 0.5, 0.75, 0.9):
-        masks = block_masks(weights, sparsity, 0.0, BLOCK, in_order(weights))
+        masks = block_masks(weights, sparsity, guarded(0.0), in_order(weights))
         assert count_zero_blocks(masks.values(), BLOCK) == (round(sparsity * 41), 41)
 
 
@@ -105,7 +109,7 @@ def test_every_layer_keeps_its_floor_and_at_least_one_block() -> None:
     lopsided = torch.full((32, 80), 1e-9)
     lopsided[:16, :8] = 1.0  # next to this one the other 19 blocks are nothing
     weights = {"lopsided": lopsided, "one": torch.full((16, 8), 1e-12), "large": torch.randn(160, 80)}
-    masks = block_masks(weights, 0.8, 0.1, BLOCK, in_order(weights))
+    masks = block_masks(weights, 0.8, guarded(0.1), in_order(weights))
     assert count_zero_blocks([masks["lopsided"]], BLOCK) == (18, 20)
     assert count_zero_blocks([masks["one"]], BLOCK) == (0, 1)
 

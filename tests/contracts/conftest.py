@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from lilliput.program.formats import round_bf16
 from lilliput.program.op_functions import COARSE_ACTIVATIONS
+from lilliput.program.op_shapes import LEVEL_BITS
 from lilliput.program.ops import ACTIVATIONS, OPS
 
 Array = NDArray[Any]
@@ -48,7 +49,7 @@ def make_unfold(rng: np.random.Generator, floats: Floats) -> Case:
 
 
 def make_quantize(rng: np.random.Generator, floats: Floats) -> Case:
-    return Case([floats(3, rng.integers(1, 5), rng.integers(1, 40))], [], {})
+    return Case([floats(3, rng.integers(1, 5), rng.integers(1, 40))], [], {"bits": int(rng.choice(LEVEL_BITS))})
 
 
 def make_linear(rng: np.random.Generator, floats: Floats) -> Case:
@@ -62,8 +63,8 @@ def make_linear(rng: np.random.Generator, floats: Floats) -> Case:
 
 def make_linear_levels(rng: np.random.Generator, floats: Floats) -> Case:
     inputs, tensors, _ = make_linear(rng, floats)
-    activation = {"activation": int(rng.integers(len(COARSE_ACTIVATIONS)))}
-    return Case(inputs, [*tensors, bf16(rng, len(tensors[0]), 10.0, 60.0)], activation)
+    attributes = {"activation": int(rng.integers(len(COARSE_ACTIVATIONS))), "bits": int(rng.choice(LEVEL_BITS))}
+    return Case(inputs, [*tensors, bf16(rng, len(tensors[0]), 10.0, 60.0)], attributes)
 
 
 def make_linear_add(rng: np.random.Generator, floats: Floats) -> Case:

@@ -54,12 +54,15 @@ def page_max(values: Sequence[F], start: F) -> F:
     return start
 
 
-def page_quantize_row(x: Sequence[F]) -> tuple[list[int], F]:
+PAGE_LIMITS = {0: LIMIT, 6: F(31), 4: F(7)}  # by `bits`
+
+
+def page_quantize_row(x: Sequence[F], limit: F = LIMIT) -> tuple[list[int], F]:
     m = page_max([abs(value) for value in x], ZERO)
     if not m >= TINY:
         return [0] * len(x), ZERO
-    inv = LIMIT / m
-    return [int(np.rint(page_clamp(value * inv, -LIMIT, LIMIT))) for value in x], m / LIMIT
+    inv = limit / m
+    return [int(np.rint(page_clamp(value * inv, -limit, limit))) for value in x], m / limit
 
 
 def page_exp2(x: F) -> F:
@@ -109,10 +112,10 @@ def page_linear(inputs: Sequence[Array], tensors: Sequence[Array], attributes: M
     return [y]
 
 
-def page_static_levels(rows: Sequence[Sequence[F]], multiplier: Array) -> list[list[int]]:
+def page_static_levels(rows: Sequence[Sequence[F]], multiplier: Array, limit: F) -> list[list[int]]:
     padding = [0] * (-multiplier.shape[1] % 8)
     return [
-        [int(np.rint(page_clamp(y * m, -LIMIT, LIMIT))) for y, m in zip(row, multiplier[0], strict=True)] + padding
+        [int(np.rint(page_clamp(y * m, -limit, limit))) for y, m in zip(row, multiplier[0], strict=True)] + padding
         for row in rows
     ]
 
@@ -134,7 +137,7 @@ PAGE_COARSE: tuple[Callable[[F], F], ...] = (
 def page_linear_levels(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Mapping[str, Any]) -> list[Any]:
     (y,) = page_linear(inputs, tensors, {})
     activated = [[PAGE_COARSE[attributes["activation"]](value) for value in row] for row in y]
-    return [page_static_levels(activated, tensors[3])]
+    return [page_static_levels(activated, tensors[3], PAGE_LIMITS[attributes["bits"]])]
 
 
 def page_layer_norm(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Mapping[str, Any]) -> list[Any]:
@@ -228,7 +231,7 @@ def page_unfold(inputs: Sequence[Array], tensors: Sequence[Array], attributes: M
 
 
 def page_quantize(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Mapping[str, Any]) -> list[Any]:
-    pairs = [page_quantize_row(row) for row in inputs[0]]
+    pairs = [page_quantize_row(row, PAGE_LIMITS[attributes["bits"]]) for row in inputs[0]]
     padding = [0] * (-inputs[0].shape[1] % 8)
     return [[row + padding for row, _ in pairs], [[scale] for _, scale in pairs]]
 

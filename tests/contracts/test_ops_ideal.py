@@ -19,6 +19,7 @@ Array = NDArray[Any]
 
 # The outputs for the batch, and the largest allowed difference, as numbers or arrays.
 Ideal = tuple[list[Array], list[Any]]
+MOST = {0: 127, 6: 31, 4: 7}  # levels, by `bits`
 
 
 def ideal_normalize(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any]) -> Ideal:
@@ -41,7 +42,7 @@ def ideal_unfold(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any]) -
 
 def ideal_quantize(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any]) -> Ideal:
     """The levels are those of exact arithmetic but at ties, so they may differ by one there, and only there."""
-    scale = np.abs(i[0].astype(np.float64)).max(axis=2, keepdims=True) / 127
+    scale = np.abs(i[0].astype(np.float64)).max(axis=2, keepdims=True) / MOST[a["bits"]]
     exact = np.pad(i[0] / scale, ((0, 0), (0, 0), (0, -i[0].shape[2] % 8)))
     return [exact, scale], [0.5 + 1e-4, 1e-7 * scale]
 
@@ -67,16 +68,16 @@ def ideal_linear(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any]) -
     return [y], [bound]
 
 
-def ideal_levels(y: Array, multiplier: Array, bound: Any) -> tuple[Array, Any]:
+def ideal_levels(y: Array, multiplier: Array, bound: Any, most: int) -> tuple[Array, Any]:
     """Of values that are known but for `bound`; as in `quantize`, a level may differ by one where that makes a tie."""
     padding = ((0, 0), (0, 0), (0, -y.shape[2] % 8))
-    exact = np.pad(np.clip(y * multiplier, -127, 127), padding)
+    exact = np.pad(np.clip(y * multiplier, -most, most), padding)
     return exact, 0.5 + 1e-4 + np.pad(np.broadcast_to(bound * multiplier, y.shape), padding)
 
 
 def ideal_linear_levels(i: Sequence[Array], t: Sequence[Array], a: Mapping[str, Any]) -> Ideal:
     (y,), (bound,) = ideal_linear(i, t, a)
-    levels, within = ideal_levels(y, t[3], bound + (8e-4 if a["activation"] > 1 else 0.0))
+    levels, within = ideal_levels(y, t[3], bound + (8e-4 if a["activation"] > 1 else 0.0), MOST[a["bits"]])
     return [levels], [within]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from lilliput import artifact
 from lilliput.program.builder import ProgramBuilder, with_golden
 from lilliput.program.formats import WEIGHT_FORMATS, round_bf16
+from lilliput.program.op_shapes import LEVEL_BITS
 from lilliput.program.program import Vocabulary
 
 SHAPES = (
@@ -36,7 +37,11 @@ class Seed:
         self.rows, self.cols, self.max_tokens = rows, cols, max_tokens
         if max_tokens:
             self.last = self.builder.tokens("x", max_tokens)
-            self.op("embed_tokens", self.codes(tuple(WEIGHT_FORMATS)[seed % 4], "rows", KNOWN, cols), self.bf16(KNOWN))
+            self.op(
+                "embed_tokens",
+                self.codes(tuple(WEIGHT_FORMATS)[seed % len(WEIGHT_FORMATS)], "rows", KNOWN, cols),
+                self.bf16(KNOWN),
+            )
             return
         pixels = self.builder.input("x", rows, cols)
         constants = [self._tensor("f32", "rows", self.rng.uniform(-1, 1, (1, cols)).astype(np.float32)) for _ in "ab"]
@@ -55,6 +60,10 @@ class Seed:
     def bf16(self, count: int, low: float = 0.0, high: float = 0.1) -> int:
         return self._tensor("bf16", "rows", round_bf16(self.rng.uniform(low, high, (1, count)).astype(np.float32)))
 
+    def bits(self) -> int:
+        """Of levels, as a file says it."""
+        return int(self.rng.choice(LEVEL_BITS))
+
     def op(self, kind: str, *tensors: int, **attributes: float) -> None:
         result = self.builder.emit(kind, [self.last], tensors, None, **attributes)
         assert isinstance(result, int)
@@ -69,7 +78,7 @@ class Seed:
         activation: int = 0,
         add: int | None = None,
     ) -> None:
-        levels, scale = self.builder.emit("quantize", [self.last])
+        levels, scale = self.builder.emit("quantize", [self.last], bits=self.bits())
         tensors = [self.codes(format, layout, outputs, inputs), self.bf16(outputs), self.bf16(outputs)]
         if add is None:
             self.last = self.builder.emit("linear", [levels, scale], tensors, activation=activation)
@@ -81,7 +90,7 @@ class Seed:
         layout = "blocks" if activation == 1 else "tiles"
         tensors = [self.codes(format, layout, outputs, inputs), self.bf16(outputs), self.bf16(outputs)]
         tensors.append(self.bf16(outputs, -50.0, 400.0))
-        return self.builder.emit("linear_levels", scaled, tensors, activation=activation)
+        return self.builder.emit("linear_levels", scaled, tensors, activation=activation, bits=self.bits())
 
     def from_levels(self, levels: int, format: str, inputs: int, outputs: int, add: int | None = None) -> None:
         """A product without scales."""
@@ -139,7 +148,7 @@ def seeds_of(number: int, rows: int, inputs: int, outputs: int) -> Iterator[tupl
             s.op("add_positions", s.codes(format, "rows", rows + 1, inputs), s.bf16(rows + 1))
 
         def levels(format: str, s: Seed) -> None:
-            scaled = s.builder.emit("quantize", [s.last])
+            scaled = s.builder.emit("quantize", [s.last], bits=s.bits())
             s.from_levels(s.to_levels(scaled, format, inputs, outputs, number % 4), format, outputs, inputs, add=s.last)
 
         yield make(f"levels-{format}", partial(levels, format))
@@ -193,7 +202,7 @@ def sequence_seeds_of(number: int, max_tokens: int, inputs: int, outputs: int) -
         hidden = s.to_levels(scaled, "pot4", inputs, outputs, number % 4)
         hidden = s.to_levels([hidden, hidden], "int6", outputs, inputs, (number + 1) % 4)
         s.from_levels(s.to_levels([hidden, scaled[1]], "int8", inputs, inputs, 0), "int4", inputs, inputs, add=s.last)
-        unscaled, _ = s.builder.emit("quantize", [s.last])
+        unscaled, _ = s.builder.emit("quantize", [s.last], bits=s.bits())
         s.from_levels(unscaled, "int8", inputs, outputs)
 
     def pool(s: Seed) -> None:

@@ -69,7 +69,7 @@ static bool want_tensor(build *b, lil_op *op, int slot, bool is_codes, lil_tenso
             return false;
         }
         index = d->num_tensors++;
-        d->tensors[index] = (lil_tensor){.format = (uint16_t)(LIL_INT8 + below(4))};
+        d->tensors[index] = (lil_tensor){.format = (uint16_t)(LIL_INT8 + below(LIL_NUM_FORMATS - LIL_INT8))};
         d->value_bytes[index] = 0;
     }
     lil_tensor *t = &d->tensors[index];
@@ -117,6 +117,12 @@ static bool fit_unfold(const lil_buffer *x, lil_op *op, lil_buffer *y) {
     return true;
 }
 
+/* Of levels, as the attribute says it: 0, 4 or 6. */
+static uint32_t level_bits(uint32_t given) {
+    static const uint8_t some[] = {0, 4, 6};
+    return given == 4 || given == 6 ? given : some[given % 3];
+}
+
 static bool fit_product(build *b, const lil_buffer *x, lil_op *op, lil_buffer *y) {
     const bool adds = op->kind == LIL_LINEAR_ADD;
     const uint32_t old = op->tensor[0] < b->d->num_tensors ? op->tensor[0] : 0;
@@ -131,6 +137,7 @@ static bool fit_product(build *b, const lil_buffer *x, lil_op *op, lil_buffer *y
     op->a[0] = adds ? 0 : op->a[0] % (to_levels ? FINISH_GELU_TANH + 1 : FINISH_ADD);
     *y = (lil_buffer){LIL_F32, x->rows, rows, 0, 0};
     if (to_levels) {
+        op->a[1] = level_bits(op->a[1]);
         *y = (lil_buffer){LIL_I8, x->rows, (uint32_t)align(rows, 8), 0, 0};
     }
     return want_codes(b, op, layout, rows, cols) && want_vector(b, op, 1, LIL_BF16, rows, true) &&
@@ -233,6 +240,7 @@ static bool fit(build *b, lil_op *op, lil_buffer y[LIL_NUM_OUTPUTS]) {
         return want_vector(b, op, 0, LIL_FORMAT_F32, cols, false) && want_vector(b, op, 1, LIL_FORMAT_F32, cols, false);
     case LIL_UNFOLD: return fit_unfold(&x, op, &y[0]);
     case LIL_QUANTIZE:
+        op->a[0] = level_bits(op->a[0]);
         y[0] = (lil_buffer){LIL_I8, rows, (uint32_t)align(cols, 8), 0, 0};
         y[1] = (lil_buffer){LIL_F32, rows, 1, 0, 0};
         return true;
@@ -273,8 +281,8 @@ static bool fit(build *b, lil_op *op, lil_buffer y[LIL_NUM_OUTPUTS]) {
 /* Take over one op, if it can be made to fit. */
 static bool take_op(build *b, lil_op op) {
     static const uint8_t num_attributes[LIL_NUM_KINDS] = {
-        [LIL_UNFOLD] = 5, [LIL_LINEAR] = 1, [LIL_LAYER_NORM] = 1, [LIL_ATTENTION] = 4, [LIL_TABLE_ATTENTION] = 4,
-        [LIL_SELECT_ROW] = 1, [LIL_LINEAR_LEVELS] = 1};
+        [LIL_UNFOLD] = 5, [LIL_QUANTIZE] = 1, [LIL_LINEAR] = 1, [LIL_LAYER_NORM] = 1, [LIL_ATTENTION] = 4,
+        [LIL_TABLE_ATTENTION] = 4, [LIL_SELECT_ROW] = 1, [LIL_LINEAR_LEVELS] = 2};
     lil_buffer y[LIL_NUM_OUTPUTS] = {{0}};
     const uint16_t old[LIL_NUM_OUTPUTS] = {op.out[0], op.out[1]};
     if (b->num_ops >= MAX_DRAFT_RECORDS || b->num_buffers + 2 > MAX_DRAFT_RECORDS || !fit(b, &op, y)) {
@@ -412,14 +420,18 @@ static void begin(build *b, const draft *d) {
     }
 }
 
-/* The lowest version that has all ops. */
+/* The lowest version that has all ops and the draft's tensors. */
 static uint32_t version_of(const build *b) {
     uint32_t version = b->max_tokens > 0 ? 2 : 1;
+    for (uint32_t i = 0; i < b->d->num_tensors; i++) {
+        version = b->d->tensors[i].format >= LIL_APOT4 ? 2 : version;
+    }
     for (uint32_t i = 0; i < b->num_ops; i++) {
         const lil_op *op = &b->ops[i];
         const bool no_scales = is_product(op->kind) && op->in[1] == op->in[0];
         const bool late = op->kind == LIL_LINEAR && op->a[0] > FINISH_GELU;
-        version = op->kind > LIL_MEAN_ROWS || late || no_scales ? 2 : version;
+        const bool narrow = op->kind == LIL_QUANTIZE && op->a[0] != 0;
+        version = op->kind > LIL_MEAN_ROWS || late || no_scales || narrow ? 2 : version;
     }
     return version;
 }
@@ -441,15 +453,9 @@ void make_valid(draft *d) {
             b.num_ops--;
         }
     }
-    const uint32_t output = b.ops[b.num_ops - 1].out[0], version = version_of(&b);
-    lil_header header = {.version = version,
-                         .arena_bytes = plan_arena(&b, output),
-                         .output = output,
-                         .num_sections = version > 1 ? LIL_NUM_SECTIONS : LIL_NUM_SECTIONS - 1,
-                         .max_tokens = b.max_tokens};
-    memcpy(header.magic, lil_magic, sizeof lil_magic);
+    const uint32_t output = b.ops[b.num_ops - 1].out[0];
+    lil_header header = {.arena_bytes = plan_arena(&b, output), .output = output, .max_tokens = b.max_tokens};
     b.buffers[output].offset = 0;
-    d->header = header;
     d->num_buffers = b.num_buffers;
     d->num_ops = b.num_ops;
     d->num_words = 0;
@@ -460,4 +466,8 @@ void make_valid(draft *d) {
     memcpy(d->buffers, b.buffers, sizeof d->buffers);
     memcpy(d->ops, b.ops, sizeof d->ops);
     drop_unused_tensors(d);
+    header.version = version_of(&b);
+    header.num_sections = header.version > 1 ? LIL_NUM_SECTIONS : LIL_NUM_SECTIONS - 1;
+    memcpy(header.magic, lil_magic, sizeof lil_magic);
+    d->header = header;
 }

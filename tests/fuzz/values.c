@@ -7,7 +7,7 @@ static uint32_t block_code(const uint8_t *block, uint16_t format, size_t tile, s
         return block[64 * tile + i];
     }
     const uint32_t low = block[64 * (tile / 2) + i] >> 4 * (tile % 2) & 15u;
-    return format == LIL_INT6 ? low | (block[128 + i] >> 2 * tile & 3u) << 4 : low;
+    return lil_code_bits(format) == 6 ? low | (block[128 + i] >> 2 * tile & 3u) << 4 : low;
 }
 
 static void clear_block_code(uint8_t *block, uint16_t format, size_t tile, size_t i) {
@@ -16,7 +16,7 @@ static void clear_block_code(uint8_t *block, uint16_t format, size_t tile, size_
         return;
     }
     block[64 * (tile / 2) + i] &= tile % 2 == 0 ? 0xF0 : 0x0F;
-    if (format == LIL_INT6) {
+    if (lil_code_bits(format) == 6) {
         block[128 + i] &= (uint8_t)~(3u << 2 * tile);
     }
 }

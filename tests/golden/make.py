@@ -88,8 +88,9 @@ class Model:
         weight: list[int],
         activation: str = "none",
         residual: int | None = None,
+        bits: int = 0,
     ) -> int:
-        levels, scale = self.builder.emit("quantize", [x])
+        levels, scale = self.builder.emit("quantize", [x], bits=bits)
         if residual is not None:
             return self.builder.emit("linear_add", [levels, scale, residual], weight)
         return self.builder.emit("linear", [levels, scale], weight, activation=ACTIVATIONS[activation])
@@ -98,19 +99,20 @@ class Model:
         """A product with weights of its own."""
         return self.linear(x, self.weight(format, layout, outputs, self.shape(x)[1]), **how)
 
-    def to_levels(self, scaled: Sequence[int], weight: list[int], activation: str, most: float) -> int:
+    def to_levels(self, scaled: Sequence[int], weight: list[int], activation: str, most: float, bits: int = 0) -> int:
         """Levels with constant scales, `most` a unit at most, of levels and their scales (or the levels twice)."""
         outputs = self.builder._tensors[weight[0]].rows
         multiplier = self.vector("scale", outputs, -0.2 * most, most)
-        return self.builder.emit("linear_levels", scaled, [*weight, multiplier], activation=ACTIVATIONS[activation])
+        attributes = {"activation": ACTIVATIONS[activation], "bits": bits}
+        return self.builder.emit("linear_levels", scaled, [*weight, multiplier], None, **attributes)
 
     def hidden_layer(
-        self, x: int, hidden: int, formats: tuple[str, str], activation: str, layout: str = "tiles"
+        self, x: int, hidden: int, formats: tuple[str, str], activation: str, layout: str = "tiles", bits: int = 0
     ) -> int:
         """A feed-forward layer whose hidden activations are levels with constant scales, and its residual."""
-        width, most = self.shape(x)[1], 60.0
+        width, most = self.shape(x)[1], {0: 60.0, 6: 15.0, 4: 3.0}[bits]
         up = self.weight(formats[0], layout, hidden, width)
-        levels = self.to_levels(self.builder.emit("quantize", [x]), up, activation, most)
+        levels = self.to_levels(self.builder.emit("quantize", [x], bits=bits), up, activation, most, bits)
         down = self.weight(formats[1], layout, width, hidden, gain=2 / most)
         return self.builder.emit("linear_add", [levels, levels, x], down)
 
@@ -270,6 +272,19 @@ def bottleneck() -> bytes:
     return save_text(m, m.builder.emit("concat", both), "embedding", known, (1, 2, 20, 40))
 
 
+def additive() -> bytes:
+    """Additive powers of two in every layout; activations of 6 and of 4 bits."""
+    m, width, known = Model("additive"), 29, 30
+    x = m.builder.emit("embed_tokens", [m.builder.tokens("tokens", 21)], m.table("apot6", known, width, 0.02))
+    x = m.norm(m.builder.emit("add_positions", [x], m.table("apot4", 21, width, 0.1)), eps=1e-6)
+    for bits, formats, layout in ((6, ("apot6", "apot4"), "tiles"), (4, ("apot4", "apot6"), "blocks")):
+        y = m.attention("table_attention", m.project(x, 3 * 2 * 15, formats[0], layout, bits=bits), 2)
+        x = m.norm(m.project(y, width, formats[1], layout, residual=x, bits=bits), eps=1e-6)
+        x = m.norm(m.hidden_layer(x, 53, formats, "gelu", layout, bits), eps=1e-6)
+    x = m.project(m.builder.emit("mean_rows", [x]), 5, "apot6", bits=6)
+    return save_text(m, x, "classification", known, (1, 4, 16, 21))
+
+
 def smallest() -> bytes:
     """Every side is 1."""
     m = Model("smallest-sequence")
@@ -316,6 +331,7 @@ MODELS: dict[str, Callable[[], bytes]] = {
     "classifier": classifier,
     "shared-layers": shared_layers,
     "bottleneck": bottleneck,
+    "additive": additive,
     "smallest-sequence": smallest,
     "zero-token-rows": zero_rows,
 }

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from .container import counts, gaps, golden, metadata, outside, table
 from .draft import Case, Draft
-from .levels import images_of_levels, levels, scales, version_1_without_scales
+from .levels import additive_codes, images_of_levels, levels, scales, version_1_additive, version_1_without_scales
 from .operations import attributes, flow, slots
 from .programs import good_file, good_program, long_attention, long_linear, written_input
 from .records import blocks, buffers, constants, tensors
@@ -27,9 +27,18 @@ __all__ = [
     "table_image_file",
 ]
 
-OPS_GROUPS = (slots, attributes, flow, version_1_without_scales)
+OPS_GROUPS = (slots, attributes, flow, version_1_without_scales, version_1_additive)
 GROUPS = (outside, table, counts, gaps, buffers, tensors, blocks, constants, *OPS_GROUPS, golden, metadata)
-SEQUENCE_GROUPS = (sequence_header, sequence_records, sequence_ops, sequence_golden, vocabulary, levels, scales)
+SEQUENCE_GROUPS = (
+    sequence_header,
+    sequence_records,
+    sequence_ops,
+    sequence_golden,
+    vocabulary,
+    levels,
+    scales,
+    additive_codes,
+)
 
 
 class HostileFile(NamedTuple):

@@ -5,9 +5,11 @@ from collections.abc import Callable
 from functools import partial
 
 from .draft import Case, Draft
+from .programs import tensor_index
 from .sequence_programs import sequence_tensor
 
 # The words after "sequence-" say which check of the C runtime is meant (tests/runtime/test_open.py).
+NEWER = "has format version 1; a file of its ops has version 2"
 INFINITE, NAN = b"\x80\x7f", b"\xc0\x7f"  # as bfloat16
 
 
@@ -57,7 +59,14 @@ def levels() -> list[Case]:
     return [
         _op("a0", 4, "attribute-levels-activation-4", of_kind + "activation is 4; must be an integer, 0 to 3"),
         _op("a0", 2**32 - 1, "attribute-levels-activation-all-ones", "activation is 4294967295; must be an integer"),
-        _op("a1", 1, "attribute-levels-unused", of_kind + "unused slots of 'a' are"),
+        _op("a1", 1, "attribute-levels-bits-1", of_kind + r"bits is 1; must be 0 \(for 8\), 4 or 6"),
+        _op("a1", 8, "attribute-levels-bits-8", of_kind + "bits is 8; must be 0"),
+        _op("a1", 2**32 - 4, "attribute-levels-bits-wrap", of_kind + "bits is 4294967292; must be 0"),
+        _op("a2", 1, "attribute-levels-unused", of_kind + "unused slots of 'a' are"),
+        _op(
+            "a0", 5, "attribute-quantize-bits-5", r"\(quantize\): bits is 5; must be 0 \(for 8\), 4 or 6", "quantize", 3
+        ),
+        _op("a4", 4, "attribute-quantize-unused", r"\(quantize\): unused slots of 'a' are", "quantize", 3),
         _op("tensor3", tensor("mix.bias"), "shape-multiplier-12", of_kind + "multiplier is 1 x 12; must be 1 x 20"),
         _op(
             "tensor3", tensor("up"), "type-multiplier-codes", r"multiplier \(tensor \d+\) has format pot4; must be bf16"
@@ -127,7 +136,7 @@ def images_of_levels() -> list[Case]:
         d.set("ops", op, "tensor3", 0)
 
     return [
-        Case("levels-image-version-1", "has format version 1; a file of its ops has version 2", lambda d: d.become(1)),
+        Case("levels-image-version-1", NEWER, lambda d: d.become(1)),
         Case("levels-image-type-of-linear", r"linear\): output \(buffer \d+\) is i8; must be f32", as_linear),
     ]
 
@@ -139,5 +148,33 @@ def version_1_without_scales() -> list[Case]:
         op = d.find(kind)
         d.set("ops", op, "in1", d.get("ops", op, "in0"))
 
-    message = "has format version 1; a file of its ops has version 2"
-    return [Case(f"no-scales-{kind}", message, partial(twice, kind=kind)) for kind in ("linear", "linear_add")]
+    return [Case(f"no-scales-{kind}", NEWER, partial(twice, kind=kind)) for kind in ("linear", "linear_add")]
+
+
+def version_1_additive() -> list[Case]:
+    """An image program of version 1 one of whose tensors, with the same codes, is in a format of version 2."""
+
+    def additive(d: Draft, tensor: str, format: int) -> None:
+        d.set("tensors", tensor_index(tensor), "format", format)
+
+    in_format = {"apot4": partial(additive, tensor="qkv", format=7), "apot6": partial(additive, tensor="fc2", format=8)}
+    return [Case(f"newer-{name}", NEWER, edit) for name, edit in in_format.items()]
+
+
+def additive_codes() -> list[Case]:
+    """Tensors of `int4` and `int6` whose codes are taken for `apot4` and `apot6`, and one that no level has."""
+
+    def unused(tensor: str, format: int, position: int, value: bytes, message: str) -> Case:
+        index = sequence_tensor(tensor)
+
+        def edit(d: Draft) -> None:
+            d.set("tensors", index, "format", format)
+            d.set_constant(index, position, value)
+
+        return Case(f"sequence-code-{tensor}", message, edit)
+
+    return [  # int4 [14, 12] in rows; int4 [12, 12] in blocks, behind 64 bytes; int6 [12, 41] in tiles of 192 bytes
+        unused("words", 7, 1, b"\x08", "code 8 at row 0, column 2 is no level of format apot4"),
+        unused("proj", 7, 64, b"\x81", "code 8 at row 0, column 4 is no level of format apot4"),
+        unused("stem", 8, 0, bytes(128) + b"\x02", "code 32 at row 0, column 0 is no level of format apot6"),
+    ]

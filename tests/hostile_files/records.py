@@ -111,7 +111,7 @@ def tensors() -> list[Case]:
 
     return [
         _record("tensors", 0, "format", 0, "format-0", "tensor 0 .*: format is 0; must be one of"),
-        _record("tensors", 0, "format", 7, "format-7", "tensor 0 .*: format is 7; must be one of"),
+        _record("tensors", 0, "format", 9, "format-9", "tensor 0 .*: format is 9; must be one of"),
         _record("tensors", 0, "layout", 3, "layout-3", "tensor 0 .*: layout is 3; must be one of"),
         _record("tensors", 0, "layout", 2, "float-in-blocks", "tensor 0 .*: layout is blocks; format f32 must have"),
         _record("tensors", 0, "layout", 1, "float-in-tiles", "tensor 0 .*: layout is tiles; format f32 must have"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lilliput.compress.prune import MagnitudePruning
+from lilliput.compress.prune import Pruning
 from lilliput.compress.quantize import Quantization
 from lilliput.config import LayerSettings, ModelSettings, PruneSettings, QuantizeSettings
 from lilliput.errors import FailureError
@@ -21,7 +21,7 @@ def pruned_and_quantized() -> ViT:
     torch.manual_seed(0)
     layers = (LayerSettings(num_heads=3, head_dim=4, mlp_dim=10), LayerSettings(num_heads=1, head_dim=6, mlp_dim=5))
     model = ViT(ModelSettings(patch_size=4, embed_dim=16, layers=layers), (8, 8, 1), 3)
-    pruning = MagnitudePruning(PruneSettings(sparsity=0.4))
+    pruning = Pruning(PruneSettings(sparsity=0.4))
     pruning.attach(model, random_calibration(model))
     pruning.finish(model)
     Quantization(QuantizeSettings(scales="learned", hidden="dynamic")).attach(model, random_calibration(model))
@@ -66,6 +66,20 @@ def test_constant_scales_of_inputs_come_back(tmp_path: Path) -> None:
     fixed = found.pop("blocks.1.mlp.fc2")
     assert fixed is not None and fixed.tolist() == [20.0, 3.5, 0.125, 300.0, 64.0]
     assert set(found.values()) == {None}
+
+
+def test_bits_of_inputs_come_back(tmp_path: Path) -> None:
+    model = with_fixed_inputs()
+    bits = {"blocks.0.attn.qkv": 4, "blocks.1.mlp.fc2": 6}
+    for name, number in bits.items():
+        model.linears()[name].input_bits = number
+    save_model(model, tmp_path)
+    assert json.loads((tmp_path / "model.json").read_text())["input_bits"] == bits
+    loaded = load_model(tmp_path).eval()
+    assert {name: linear.input_bits for name, linear in loaded.linears().items() if linear.input_bits != 8} == bits
+    pixels = torch.rand(3, 1, 8, 8) * 255
+    assert torch.equal(loaded(pixels), model(pixels))
+    assert not torch.equal(loaded(pixels), with_fixed_inputs()(pixels))
 
 
 def test_so_do_those_of_a_text_encoder(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The ViT: size of the preset, parity with a public implementation, architecture as data."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -154,3 +154,28 @@ def test_sinusoidal_positions_against_the_formula() -> None:
 def test_a_patch_that_does_not_divide_the_image_is_refused_with_those_that_do() -> None:
     with pytest.raises(RecipeError, match=r"patch_size=3 does not divide the 8x8 image; allowed: \[1, 2, 4, 8\]"):
         ViT(ModelSettings(patch_size=3), (8, 8, 1), 10)
+
+
+def test_order_says_which_block_is_run_at_each_depth() -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"patch_size": 4, "embed_dim": 16, "num_heads": 2, "mlp_dim": 24}
+    shared = ViT(ModelSettings(depth=2, order=(1, 0, 0, 1), **sizes), (8, 8, 1), 3).eval()
+    twin = ViT(ModelSettings(depth=4, **sizes), (8, 8, 1), 3).eval()
+    assert len(shared.blocks) == 2
+    twin.load_state_dict(
+        {n: t for n, t in shared.state_dict().items() if not n.startswith("blocks.")}
+        | {
+            f"blocks.{depth}.{name}": tensor
+            for depth, index in enumerate((1, 0, 0, 1))
+            for name, tensor in shared.blocks[index].state_dict().items()
+        }
+    )
+    pixels = torch.rand(4, 1, 8, 8) * 255
+    assert torch.equal(shared(pixels), twin(pixels))
+    assert twin.num_parameters() - shared.num_parameters() == 2 * sum(p.numel() for p in shared.blocks[0].parameters())
+
+
+@pytest.mark.parametrize("order", [(0, 2), (0, 0), (), (0, 1, -1)])
+def test_an_order_that_leaves_blocks_out_or_has_others_is_refused(order: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"order=.* must name each of the 2 blocks, 0 to 1"):
+        ModelSettings(depth=2, order=order)

@@ -2,6 +2,7 @@
 
 import itertools
 import struct
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -43,6 +44,41 @@ def test_pot4_codes_are_those_of_the_page() -> None:
     for code in range(16):
         level = 0 if code in (0, 8) else 2 ** (code - 1) if code < 8 else -(2 ** (code - 9))
         assert WEIGHT_FORMATS["pot4"].levels[code] == level
+
+
+def projection_set(bits: int) -> list[Fraction]:
+    """The magnitudes of additive powers of two with `bits` bits for them, normalised to 1, by their definition (Li et
+    al. 2020, with k = 2): sums of one term of each set. Exponents -1, -2, ... go to the sets of three powers in turn;
+    where the number of bits is odd (so in their code), a set of one power has a turn before the others' last one."""
+    sets: list[list[Fraction]] = [[Fraction(0)] for _ in range(bits // 2)]
+    single: list[list[Fraction]] = [[Fraction(0)]] if bits % 2 else []
+    for exponent, terms in enumerate([*sets, *sets, *single, *sets], start=1):
+        terms.append(Fraction(1, 2**exponent))
+    sums = {sum(terms, Fraction(0)) for terms in itertools.product(*sets, *single)}
+    return sorted(total / max(sums) for total in sums)
+
+
+def test_the_projection_set_of_few_bits() -> None:
+    """Worked out by hand; of 2 bits it is that of powers of two."""
+    assert projection_set(2) == [0, Fraction(1, 4), Fraction(1, 2), 1]
+    assert [float(level) for level in projection_set(3)] == [0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1]
+    listed = [0, 1, 2, 3, 4, 6, 8, 9, 12, 16, 18, 24, 32, 33, 36, 48]  # of 48
+    assert projection_set(4) == [Fraction(level, 48) for level in listed]
+
+
+@pytest.mark.parametrize(("name", "bits"), [("apot4", 3), ("apot6", 5)])
+def test_additive_levels_are_the_projection_set(name: str, bits: int) -> None:
+    grid = [Fraction(int(level)) for level in WEIGHT_FORMATS[name].grid]
+    assert [level / grid[-1] for level in grid if level >= 0] == projection_set(bits)
+
+
+def test_additive_codes_are_those_of_the_page() -> None:
+    for code in range(64):
+        size = (0, 2, 16, 64)[code & 3] + (0, 1, 8, 32)[code >> 2 & 3] + (0, 4)[code >> 4 & 1]
+        assert WEIGHT_FORMATS["apot6"].levels[code] == (-size if code & 32 else size)
+    for code in range(16):
+        size = (0, 1, 4, 8)[code & 3] + (0, 2)[code >> 2 & 1]
+        assert WEIGHT_FORMATS["apot4"].levels[code] == (-size if code & 8 else size)
 
 
 def test_grid_in_words() -> None:
@@ -118,7 +154,8 @@ def test_the_number_of_stored_blocks_is_the_last_start() -> None:
 def test_float_sizes_and_ids() -> None:
     assert stored_bytes("f32", "rows", 3, 5) == 60
     assert stored_bytes("bf16", "rows", 3, 5) == 30
-    assert FORMAT_IDS == {"f32": 1, "bf16": 2, "int8": 3, "int4": 4, "pot4": 5, "int6": 6}
+    codes = {"int8": 3, "int4": 4, "pot4": 5, "int6": 6, "apot4": 7, "apot6": 8}
+    assert {"f32": 1, "bf16": 2, **codes} == FORMAT_IDS
 
 
 def test_round_up() -> None:

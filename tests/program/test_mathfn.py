@@ -286,3 +286,20 @@ def test_softmax_is_close_to_float64_and_sums_to_one() -> None:
     assert got.dtype == np.float32
     assert np.abs(got - exact).max() < 1e-6
     assert np.abs(got.sum(axis=1) - 1).max() < 1e-6
+
+
+@pytest.mark.parametrize(("bits", "most"), [(0, 127), (8, 127), (6, 31), (4, 7)])
+def test_levels_of_fewer_bits_are_idempotent_monotone_and_use_the_range(bits: int, most: int) -> None:
+    """Of rows of all sizes, plain or with one value that is far larger than the others."""
+    limit = mathfn.largest_level(bits)
+    assert limit == most and limit.dtype == np.float32
+    rng = np.random.default_rng(bits)
+    x = (rng.normal(size=(10_000, 33)) * 10.0 ** rng.uniform(-20, 20, (10_000, 1))).astype(np.float32)
+    x[::3, 5] *= 100
+    x.sort(axis=1)
+    levels, scale = mathfn.quantize_rows(x, limit)
+    assert (np.abs(levels.astype(int)).max(axis=1) == most).all()
+    assert (np.diff(levels.astype(int), axis=1) >= 0).all()
+    again, scale_again = mathfn.quantize_rows(levels * scale, limit)
+    assert np.array_equal(again, levels)
+    assert np.allclose(scale_again, scale, rtol=3e-7, atol=0)

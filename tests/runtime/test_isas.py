@@ -17,7 +17,7 @@ from lilliput.program import reference
 from lilliput.program.cost import PRODUCTS
 from lilliput.program.formats import FORMAT_IDS, LAYOUT_IDS, WEIGHT_FORMATS, pack, pack_bf16, round_bf16, round_up
 from lilliput.program.op_functions import COARSE_ACTIVATIONS
-from lilliput.program.op_shapes import Operands, Shape
+from lilliput.program.op_shapes import LEVEL_BITS, Operands, Shape
 from lilliput.program.ops import ACTIVATIONS, OPS, TensorSlot
 from lilliput.runtime import isas
 
@@ -196,6 +196,11 @@ def size(rng: Rng, limit: int) -> int:
 Shapes = tuple[list[Shape], list[Shape], dict[str, int | float]]  # inputs, tensors, attributes
 
 
+def some_bits(rng: Rng) -> int:
+    """Of levels, as files write it."""
+    return int(rng.choice(LEVEL_BITS))
+
+
 def shapes_of(rng: Rng, kind: str) -> Shapes:
     """Random shapes and attributes that the op's rule allows."""
     rows, cols = size(rng, 40), size(rng, 70)
@@ -209,7 +214,8 @@ def shapes_of(rng: Rng, kind: str) -> Shapes:
         if kind == "linear_add":
             return inputs, tensors, {}
         if kind == "linear_levels":
-            return inputs[:2], [*tensors, per_output], {"activation": int(rng.integers(len(COARSE_ACTIVATIONS)))}
+            coarse = int(rng.integers(len(COARSE_ACTIVATIONS)))
+            return inputs[:2], [*tensors, per_output], {"activation": coarse, "bits": some_bits(rng)}
         return inputs[:2], tensors, activation
     if kind in ATTENTIONS:
         steps = 32 if kind == "table_attention" else 1  # an octave
@@ -230,7 +236,7 @@ def shapes_of(rng: Rng, kind: str) -> Shapes:
         return [x], [row, row], {"eps": float(np.float32(rng.choice([1e-6, 1e-5, 1e-45, 3e38])))}
     simple: dict[str, Shapes] = {
         "normalize": ([x], [row, row], {}),
-        "quantize": ([x], [], {}),
+        "quantize": ([x], [], {"bits": some_bits(rng)}),
         "prepend_token": ([x], [row, Shape(1, 1)], {}),
         "add_positions": ([x], [x, Shape(1, rows)], {}),
         "select_row": ([x], [], {"row": int(rng.integers(rows))}),

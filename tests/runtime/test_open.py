@@ -37,7 +37,8 @@ SAYS = (
     (r"table-image-version-1", r"unknown kind, or of the other kind of program \(op 1\)"),
     (r"levels-image-version-1", r"unknown kind, or of the other kind of program \(op 2\)"),
     (r"levels-image-type-", r"has not the type that its kind takes \(op 2\)"),
-    (r"no-scales-", "another version of the format; this runtime reads versions 1 and 2"),
+    (r"sequence-code-", r"code that has no level.* \(tensor \d+\)"),
+    (r"no-scales-|newer-", "another version of the format; this runtime reads versions 1 and 2"),
     (r"table-image-max-tokens", r"a buffer's .* is not allowed \(buffer 0\)"),
     (r"empty|cut-|size-larger|size-all-ones", "truncated"),
     (r"foreign|text-mode", "not a Lilliput model file"),
@@ -72,7 +73,7 @@ SAYS = (
     (r"\w+-(other-kind|reserved|unused-(in|out|res|tens)|\w+-out-of-range)", r"names a record that is not there"),
     (r"\w+-(\w+-are-floats|\w+-is-|\w+-in-(rows|tiles|blocks))", r"has not the type that its kind takes \(op \d+\)"),
     (
-        r"(\w|-)+-(0|3|all-ones|nan|infinite|negative|of-kernel|beyond|unused-(last-)?attribute|dim-above-limit)$",
+        r"(\w|-)+-(0|3|all-ones|nan|infinite|negative|of-kernel|beyond|unused-(last-)?attribute|dim-above-limit|bits-\d)$",
         r"attribute is out of range \(op \d+\)",
     ),
     (r"", r"shapes do not fit its kind \(op \d+\)"),

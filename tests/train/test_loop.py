@@ -166,7 +166,7 @@ def test_learning_rate_warms_up_then_follows_a_cosine() -> None:
 
 def test_decay_touches_matrices_only() -> None:
     model = tiny_model()
-    decayed, free = parameter_groups(model, 0.05)
+    decayed, free = parameter_groups(model, LoopSettings(weight_decay=0.05))
     names = {parameter: name for name, parameter in model.named_parameters()}
     assert decayed["weight_decay"] == 0.05 and free["weight_decay"] == 0.0
     assert {names[p] for p in decayed["params"]} == {f"{name}.weight" for name in model.linears()}

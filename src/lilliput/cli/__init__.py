@@ -4,7 +4,7 @@ Exit codes: 0 done; 1 the work failed; 2 the user's mistake; 130 interrupted. Er
 all that stdout gets with `--json`.
 """
 
-from lilliput.cli import bench, compress, data, evaluation, files, recipes
+from lilliput.cli import bench, compress, data, evaluation, files, packing, recipes
 from lilliput.cli.app import main
 
-__all__ = ["bench", "compress", "data", "evaluation", "files", "main", "recipes"]
+__all__ = ["bench", "compress", "data", "evaluation", "files", "main", "packing", "recipes"]

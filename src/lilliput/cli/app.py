@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_COLUMNS = 120  # width of tables where no terminal says one
-ORDER = ("run", "compress", "eval", "predict", "embed", "inspect", "bench", "report", "data")  # of commands in the help
+# Of commands in the help.
+ORDER = ("run", "compress", "eval", "predict", "embed", "inspect", "bench", "pack", "unpack", "report", "data")
 
 
 @dataclass

@@ -70,16 +70,20 @@ def inverse_factor(hessian: Tensor, damping: float) -> Tensor:
         extra = 10 * extra
 
 
-def round_with_feedback(weight: Tensor, hessian: Tensor, quantizer: WeightQuantizer, damping: float) -> Tensor:
+def round_with_feedback(
+    weight: Tensor, hessian: Tensor, quantizer: WeightQuantizer, damping: float, mask: Tensor | None = None
+) -> Tensor:
     """`weight` rounded to the quantiser's grid, column by column, the error of each spread over those that follow.
 
     Columns go in the order of decreasing diagonal of H. With a diagonal H this is plain rounding to the nearest level.
+    What lands on a weight that is masked is an error too, and is passed on (Frantar and Alistarh 2023, SparseGPT).
 
     Args:
         weight: [N, K].
         hessian: H, [K, K].
         quantizer: its scales are used as they are.
         damping: share of the mean diagonal that is added to the diagonal, more where H is singular.
+        mask: [N, K], 0 where the weight is and stays 0; None: nowhere.
 
     Returns:
         levels times scale, [N, K], float32.
@@ -88,13 +92,15 @@ def round_with_feedback(weight: Tensor, hessian: Tensor, quantizer: WeightQuanti
     factor = inverse_factor(hessian[order][:, order], damping)
     factor = (factor / factor.diagonal()[:, None]).to(torch.float32)  # only ratios within a row are of use
     rest = weight.to(torch.float32)[:, order].clone()
+    kept = torch.ones_like(rest) if mask is None else mask[:, order]
     scale = quantizer.row_scale().detach()
     rounded = torch.empty_like(rest)
     for start in range(0, rest.shape[1], BLOCK):
         end = min(start + BLOCK, rest.shape[1])
         errors = torch.empty(len(rest), end - start)
         for column in range(start, end):
-            rounded[:, column] = (quantizer.nearest(rest[:, column : column + 1] / scale) * scale)[:, 0]
+            nearest = quantizer.nearest(rest[:, column : column + 1] / scale) * scale
+            rounded[:, column] = nearest[:, 0] * kept[:, column]
             error = rest[:, column] - rounded[:, column]
             rest[:, column:end] -= torch.outer(error, factor[column, column:end])
             errors[:, column - start] = error

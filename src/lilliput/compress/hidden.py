@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lilliput.compress.base import Model
 from lilliput.errors import FailureError
-from lilliput.models.layers import Linear, Mlp
+from lilliput.models.layers import Linear, Mlp, reader
 from lilliput.models.stack import LEVELS, TINY, round_bf16
 
 HEADROOM = 1.5  # over what was seen: other examples have larger values
@@ -21,7 +21,8 @@ HEADROOM = 1.5  # over what was seen: other examples have larger values
 
 def hidden_readers(model: Model) -> dict[str, Linear]:
     """By name: the layers whose input is the hidden activation of a feed-forward layer."""
-    return {f"{name}.fc2": module.fc2 for name, module in model.named_modules() if isinstance(module, Mlp)}
+    readers = {reader(module.fc2) for module in model.modules() if isinstance(module, Mlp)}
+    return {name: linear for name, linear in model.linears().items() if linear in readers}
 
 
 @torch.no_grad()
@@ -45,9 +46,10 @@ def largest_inputs(linears: dict[str, Linear], run: Callable[[], object]) -> dic
     return largest
 
 
-def multiplier_of(largest: Tensor) -> Tensor:
+def multiplier_of(largest: Tensor, limit: float = LEVELS) -> Tensor:
     """From a channel's largest magnitude to its levels a unit: geometrically halfway between those that this channel
-    and the largest one would fill the range with, and never so many that what is half as large again would be cut.
+    and the largest one would fill the range up to `limit` with, and never so many that what is half as large again
+    would be cut.
 
     Raises:
         FailureError: a magnitude is not finite: the model has diverged.
@@ -56,13 +58,13 @@ def multiplier_of(largest: Tensor) -> Tensor:
     if not bool(torch.isfinite(largest).all()):
         raise FailureError("a hidden activation is not finite; the model has diverged")
     if not top >= TINY:
-        return torch.full_like(largest, LEVELS)
+        return torch.full_like(largest, limit)
     geometric = (largest.clamp_min(1e-4 * top) * top).sqrt()
-    return round_bf16(LEVELS / torch.maximum(geometric, HEADROOM * largest))
+    return round_bf16(limit / torch.maximum(geometric, HEADROOM * largest))
 
 
 def fix_hidden_scales(model: Model, run: Callable[[], object]) -> None:
     """Make the scales of all hidden activations constants, from what `run` puts through the model."""
     readers = hidden_readers(model)
     for name, largest in largest_inputs(readers, run).items():
-        readers[name].fix_input_scales(multiplier_of(largest))
+        readers[name].fix_input_scales(multiplier_of(largest, readers[name].input_limit))

@@ -8,6 +8,7 @@ feedback (`error_feedback`), and the bias takes up the shift of the mean that is
 import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
@@ -16,15 +17,23 @@ from torch import Tensor, nn
 
 from lilliput.compress.base import Claim, Model
 from lilliput.compress.error_feedback import InputMoments, output_error, round_with_feedback
+from lilliput.compress.formats import (
+    attach_quantizers,
+    begins,
+    formats_claim,
+    linear_formats,
+    matrix_formats,
+    quantized_parameters,
+)
 from lilliput.compress.hidden import hidden_readers, largest_inputs, multiplier_of
-from lilliput.compress.quantize import attach_quantizers, quantized_parameters
 from lilliput.compress_config import PostTrainingSettings
+from lilliput.config import HiddenScales
 from lilliput.data.text import sorted_batches
-from lilliput.errors import FailureError, UserError
+from lilliput.errors import FailureError
 from lilliput.models import TABLES
-from lilliput.models.encoder import EncoderSettings, TextEncoder
+from lilliput.models.encoder import TextEncoder
 from lilliput.models.layers import Linear
-from lilliput.models.stack import StoredAsBf16, WeightQuantizer, base_of, push
+from lilliput.models.stack import Mask, StoredAsBf16, WeightQuantizer, base_of, copy_of, layer_of, push
 from lilliput.train.distill import hidden_states
 from lilliput.train.examples import Examples, forward, tokens_of
 
@@ -34,38 +43,31 @@ Run = Callable[[Model, Tensor, Tensor | None], Tensor]
 TOKENS = 4096  # of a batch, padding included
 
 
-def linear_formats(model: Model, settings: PostTrainingSettings) -> dict[str, str]:
-    """The format of each linear layer: that of the longest name in `formats` that is its own or begins it.
+@dataclass(frozen=True)
+class Rounding:
+    """How matrices are rounded.
 
-    Raises:
-        UserError: a name in `formats` belongs to no layer.
+    Attributes:
+        formats: of every matrix, by its full name.
+        hidden: whether hidden activations get constant scales ("static") or not.
+        damping: share of the mean of the Hessian's diagonal that is added to the diagonal.
+        power_of_two: whether scales are powers of two.
     """
-    names = list(model.linears())
-    for prefix in settings.formats:
-        if not any(_begins(prefix, name) for name in names):
-            raise UserError(f"quantize.formats: '{prefix}' is no layer; the layers are {', '.join(names)}")
-    chosen = {name: [prefix for prefix in settings.formats if _begins(prefix, name)] for name in names}
-    return {
-        name: settings.formats[max(prefixes, key=len)] if prefixes else settings.weight_format
-        for name, prefixes in chosen.items()
-    }
+
+    formats: dict[str, str]
+    hidden: HiddenScales
+    damping: float = 0.01
+    power_of_two: bool = False
 
 
-def _begins(prefix: str, name: str) -> bool:
-    return name == prefix or name.startswith(f"{prefix}.")
+def _rounding(model: Model, settings: PostTrainingSettings) -> Rounding:
+    formats = matrix_formats(model, linear_formats(model, settings), settings.embedding_format)
+    return Rounding(formats, settings.hidden, settings.damping)
 
 
 def format_claim(model: Model, settings: PostTrainingSettings) -> Claim:
     """Every matrix has its format, every vector is bfloat16."""
-    formats = {f"{name}.weight": format_name for name, format_name in linear_formats(model, settings).items()}
-    formats |= {name: settings.embedding_format(name) for name in TABLES if _has(model, name)}
-    counts = {name: list(formats.values()).count(name) for name in sorted(set(formats.values()))}
-    detail = f"matrices are {', '.join(f'{name} ({count})' for name, count in counts.items())}, vectors bf16"
-    return Claim("formats", "quantize", detail, {"formats": formats})
-
-
-def _has(model: Model, table: str) -> bool:
-    return isinstance(getattr(model, table, None), Tensor)
+    return formats_claim(_rounding(model, settings).formats)
 
 
 def roughly_quantized(model: Model, settings: PostTrainingSettings) -> Model:
@@ -75,17 +77,13 @@ def roughly_quantized(model: Model, settings: PostTrainingSettings) -> Model:
     Raises:
         UserError: a name in `formats` belongs to no layer.
     """
-    model, formats = copy.deepcopy(model), linear_formats(model, settings)
+    formats, model = _rounding(model, settings).formats, copy.deepcopy(model)
     if isinstance(model, TextEncoder):
         model.merge_token_types()
     if settings.hidden == "static":
         for linear in hidden_readers(model).values():
             linear.fix_input_scales(torch.ones(linear.in_features))
-
-    def format_of(name: str) -> str:
-        return settings.embedding_format(name) if name in TABLES else formats[name.removesuffix(".weight")]
-
-    attach_quantizers(model, format_of, candidates=1)
+    attach_quantizers(model, formats.__getitem__, candidates=1)
     return model
 
 
@@ -102,46 +100,58 @@ def quantize_post_training(
     Raises:
         UserError: a name in `formats` belongs to no layer. FailureError: values overflow on the way.
     """
-    formats = linear_formats(model, settings)
-    model.eval()
+    rounding = _rounding(model, settings)
     if isinstance(model, TextEncoder):
         model.merge_token_types()
-    original = copy.deepcopy(model)
-    for name, module, parameter in quantized_parameters(model):
+    batches = [examples.padded(batch) for batch in sorted_batches(examples.lengths, TOKENS)]
+    return round_on_batches(model, rounding, batches, progress)
+
+
+def round_on_batches(
+    model: Model, rounding: Rounding, batches: States, progress: Progress = lambda done, total: None
+) -> list[dict[str, Any]]:
+    """Quantise `model` in place, as it runs on `batches` of inputs and masks; what is pruned stays zero.
+
+    Returns:
+        Records as of `quantize_post_training`.
+
+    Raises:
+        FailureError: values overflow on the way.
+    """
+    model.eval()
+    original = copy_of(model)
+    for _, module, parameter in quantized_parameters(model):
         value = getattr(module, parameter)
         if value.ndim == 1:
             push(module, parameter, StoredAsBf16())
         elif parameter in TABLES:
-            assert not name
-            quantizer = WeightQuantizer(settings.embedding_format(parameter), value.shape[0])
-            quantizer.search(value.detach())
+            quantizer = WeightQuantizer(rounding.formats[parameter], value.shape[0])
+            quantizer.search(value.detach(), power_of_two=rounding.power_of_two)
             push(module, parameter, quantizer)
-    return _Calibration(model, original, examples, progress).run(formats, settings)
+    return _Calibration(model, original, batches, progress).run(rounding)
 
 
 class _Calibration:
     """Examples on their way through the compressed model and the original, block by block."""
 
-    def __init__(self, model: Model, original: Model, examples: Examples, progress: Progress) -> None:
-        self.model, self.original, self.progress = model, original, progress
-        self.batches: States = [examples.padded(batch) for batch in sorted_batches(examples.lengths, TOKENS)]
+    def __init__(self, model: Model, original: Model, batches: States, progress: Progress) -> None:
+        self.model, self.original, self.batches, self.progress = model, original, batches, progress
         self.records: list[dict[str, Any]] = []
 
     @torch.no_grad()
-    def run(self, formats: dict[str, str], settings: PostTrainingSettings) -> list[dict[str, Any]]:
-        self.formats, self.damping, self.hidden = formats, settings.damping, settings.hidden
-        of_model = self.model.settings
-        order = of_model.resolved_order() if isinstance(of_model, EncoderSettings) else range(len(self.model.blocks))
+    def run(self, rounding: Rounding) -> list[dict[str, Any]]:
+        self.rounding, self.names = rounding, list(self.model.linears())
+        order = self.model.settings.resolved_order()
         self.states = self.exact = self.batches
-        self._quantize(takewhile(lambda name: not _begins("blocks", name), formats), _into_blocks)
+        self._quantize(takewhile(lambda name: not begins("blocks", name), self.names), _into_blocks)
         self._advance(_into_blocks)
         for depth, index in enumerate(order):
             # A block that is shared sees inputs of all depths that it is run at.
             last = max(at for at, other in enumerate(order) if other == index)
-            self._quantize((n for n in formats if _begins(f"blocks.{index}", n)), _blocks(order[depth : last + 1]))
+            self._quantize((n for n in self.names if begins(f"blocks.{index}", n)), _blocks(order[depth : last + 1]))
             self._advance(_blocks((index,)))
         self.states = self.exact = self.batches
-        self._quantize(formats, forward)  # the heads
+        self._quantize(self.names, forward)  # the heads
         return self.records
 
     def _advance(self, run: Run) -> None:
@@ -154,7 +164,7 @@ class _Calibration:
         for name in names:
             if name not in done:
                 self.records.append(self._round(name, self._moments(name, run)))
-                self.progress(len(self.records), len(self.formats))
+                self.progress(len(self.records), len(self.names))
 
     def _moments(self, name: str, run: Run) -> InputMoments:
         linears = self.model.get_submodule(name), self.original.get_submodule(name)
@@ -162,7 +172,7 @@ class _Calibration:
         in_weight = self._fix_input_scales(name, linears[0], run)
         moments = InputMoments.zeros(linears[0].in_features)
         for (x, mask), (y, _) in zip(self.states, self.exact, strict=True):
-            with _inputs_of(linears[0], mask) as found, _inputs_of(linears[1], mask) as expected:
+            with inputs_of(linears[0], mask) as found, inputs_of(linears[1], mask) as expected:
                 run(self.model, x, mask)
                 run(self.original, y, mask)
             for ours, theirs in zip(found, expected, strict=True):
@@ -172,7 +182,7 @@ class _Calibration:
 
     def _fix_input_scales(self, name: str, linear: Linear, run: Run) -> Tensor | float:
         """Where they are to be constants; gives what of them is in the weight now."""
-        if self.hidden == "dynamic" or name not in hidden_readers(self.model):
+        if self.rounding.hidden == "dynamic" or name not in hidden_readers(self.model):
             return 1.0
 
         def both() -> None:
@@ -184,19 +194,20 @@ class _Calibration:
         largest = largest_inputs(linears, both)
         either = torch.maximum(*largest.values())
         _require_finite(name, either)
-        linear.fix_input_scales(multiplier_of(either))
+        linear.fix_input_scales(multiplier_of(either, linear.input_limit))
         assert linear.input_multiplier is not None
         return 1.0 / (linear.input_multiplier * linear.input_scale())
 
     def _round(self, name: str, moments: InputMoments) -> dict[str, Any]:
-        linear = self.model.get_submodule(name)
-        weight, hessian = base_of(linear, "weight"), moments.hessian
+        linear = self.model.linears()[name]
+        weight, hessian, rounding = base_of(linear, "weight"), moments.hessian, self.rounding
         _require_finite(name, hessian)
-        original = weight.clone()
-        quantizer = WeightQuantizer(self.formats[name], len(weight))
+        original, mask = linear.weight.detach().clone(), layer_of(linear, "weight", Mask)
+        quantizer = WeightQuantizer(rounding.formats[f"{name}.weight"], len(weight))
         importance = hessian.diagonal().to(torch.float32)  # all 0 where there was one example alone
-        quantizer.search(original, importance if importance.any() else None)
-        rounded = round_with_feedback(original, hessian, quantizer, self.damping)
+        quantizer.search(original, importance if importance.any() else None, power_of_two=rounding.power_of_two)
+        kept = None if mask is None else mask.mask
+        rounded = round_with_feedback(original, hessian, quantizer, rounding.damping, kept)
         bias = base_of(linear, "bias")
         bias.copy_(moments.bias(original, rounded, bias))
         weight.copy_(rounded)
@@ -236,14 +247,15 @@ def _blocks(indices: Iterable[int]) -> Run:
 
 
 @contextmanager
-def _inputs_of(linear: nn.Module, mask: Tensor | None) -> Iterator[list[Tensor]]:
-    """Within: the inputs of `linear` in each of its calls, [n, K], of real tokens only."""
+def inputs_of(module: nn.Module, mask: Tensor | None) -> Iterator[list[Tensor]]:
+    """Within: the inputs of `module` in each of its calls: of tokens, [n, K], the real ones only; others as they
+    are."""
     found: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         found.append(tokens_of(inputs[0], mask) if inputs[0].ndim == 3 else inputs[0])
 
-    hook = linear.register_forward_pre_hook(keep)
+    hook = module.register_forward_pre_hook(keep)
     try:
         yield found
     finally:

@@ -63,7 +63,7 @@ class Run(StagedRun):
 
     @property
     def products(self) -> dict[str, tuple[str, ...]]:
-        return PRODUCTS
+        return PRODUCTS | ({"export": ("model.lil", "model.lilz")} if self.recipe.export.packed else {})
 
     def settings(self, stage: str) -> tuple[object, ...]:
         if stage == "evaluate":
@@ -95,7 +95,8 @@ class Run(StagedRun):
     def summary(self, record: dict[str, Any]) -> str:
         if record["stage"] == "export":
             share = record["file_bytes"] / record["fp32_bytes"]
-            return f"{count(record['file_bytes'])} bytes, {percent(share)} of fp32"
+            packed = f"; packed {count(record['packed_bytes'])} bytes" if "packed_bytes" in record else ""
+            return f"{count(record['file_bytes'])} bytes, {percent(share)} of fp32{packed}"
         where = "on the file" if record["stage"] == "evaluate" else f"of validation {self.subject.noun} (simulated)"
         return f"mean cosine to fp32 {record['cosine']['mean']:.4f} {where}"
 
@@ -112,7 +113,7 @@ def compress(
     `out / recipe.name`.
 
     Returns:
-        The run's folder: `model.lil`, `results.json` and one folder a stage.
+        The run's folder: `model.lil` (and `model.lilz`, where asked for), `results.json` and one folder a stage.
 
     Raises:
         UserError: data, checkpoint or settings cannot be used. FailureError: a guarantee broke, training diverged, the
@@ -194,6 +195,7 @@ def _export(state: Run) -> dict[str, Any]:
         "file": path.name,
         "file_bytes": path.stat().st_size,
         "file_crc32": zlib.crc32(path.read_bytes()),
+        **artifact.write_packed(path, state.recipe.export.packed),
         "fp32_bytes": 4 * state.checkpoint.model.num_parameters(),
         "ledger": assert_ledger(state.claims, artifact.read(path), "export"),
     }

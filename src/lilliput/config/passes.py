@@ -2,11 +2,21 @@
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from lilliput.config.train import LoopSettings
 
-WeightFormatName = Literal["int8", "int6", "int4", "pot4", "apot4", "apot6"]
+
+def _refuse_pot6(name: object) -> object:
+    if name == "pot6":
+        raise ValueError(
+            "'pot6' is no weight format: its powers of two below those of pot4 are no whole levels of 8 bits; take "
+            "pot4, or for 6 bits apot6 (allowed: int8, int6, int4, pot4, apot4, apot6)"
+        )
+    return name
+
+
+WeightFormatName = Annotated[Literal["int8", "int6", "int4", "pot4", "apot4", "apot6"], BeforeValidator(_refuse_pot6)]
 ActivationBits = Literal[8, 6, 4]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -44,11 +54,11 @@ class FactorizeSettings(LoopSettings):
         default=None, gt=0.0, le=1.0, description="share of the squared singular values that is kept"
     )
     budget: float | None = Field(
-        default=None, gt=0.0, lt=1.0, description="share of each weight's numbers that is kept"
+        default=None, gt=0.0, lt=1.0, description="share of each weight's numbers that is kept; None of the three: 0.5"
     )
     rank: int | None = Field(default=None, ge=1, description="the same for every layer")
     layers: tuple[str, ...] = Field(
-        default=("blocks",), description="which, by name or beginning: 'blocks.0', 'blocks.0.mlp.fc1'"
+        default=("blocks",), min_length=1, description="which, by name or beginning: 'blocks.0', 'blocks.0.mlp.fc1'"
     )
     alpha: float = Field(default=0.5, ge=0.0, le=1.0, description="`asvd`: exponent of an input's mean magnitude")
     examples: int = Field(default=512, ge=1, description="training examples that inputs are looked at on")
@@ -67,7 +77,7 @@ class PruneSettings(LoopSettings):
     By default the smallest of all linear and projection weights go. `scope = "layer"` takes the same share of every
     layer. `criterion = "movement"` removes those that training moves towards zero (Sanh et al. 2020). With `pattern`,
     so many of every few consecutive inputs are kept. With `block`, whole blocks go, those of least norm relative to
-    their layer's; shares are then shares of blocks.
+    their layer's; shares are then shares of blocks. Blocks alone make the runtime faster.
     """
 
     epochs: int = Field(default=10, ge=1)
@@ -77,14 +87,16 @@ class PruneSettings(LoopSettings):
     criterion: Literal["magnitude", "movement"] = "magnitude"
     score_lr: float = Field(default=1e-2, gt=0.0, description="`movement`: learning rate of the scores")
     pattern: tuple[int, int] | None = Field(
-        default=None, description="[N, M]: N of every M consecutive inputs are kept; replaces `sparsity`"
+        default=None, description="[N, M]: N of every M consecutive inputs are kept, so `sparsity` is 1 - N/M"
     )
     start_fraction: float = Field(default=0.0, ge=0.0, lt=1.0, description="of the steps, before the first weight goes")
     end_fraction: float = Field(
         default=0.7, gt=0.0, le=1.0, description="of the steps, when the full sparsity is reached"
     )
     update_every: int = Field(default=20, ge=1, description="steps between updates of the masks")
-    layer_floor: float = Field(default=0.02, ge=0.0, lt=1.0, description="share of weights that every layer keeps")
+    layer_floor: float = Field(
+        default=0.02, ge=0.0, lt=1.0, description="share of weights that every layer keeps, if the threshold is global"
+    )
     block: tuple[int, int] | None = Field(
         default=None,
         description="(outputs, inputs) of the blocks to zero, multiples of 16 and 8: the file leaves those out and the "
@@ -100,7 +112,7 @@ class PruneSettings(LoopSettings):
                 f"block={list(self.block)} must be [outputs, inputs], multiples of {BLOCK[0]} and {BLOCK[1]}: the "
                 "blocks that the runtime skips"
             )
-        if self.pattern is None and self.layer_floor > 1.0 - self.sparsity:
+        if self.pattern is None and self.scope == "global" and self.layer_floor > 1.0 - self.sparsity:
             raise ValueError(f"layer_floor={self.layer_floor} must be at most 1 - sparsity = {1.0 - self.sparsity:.3g}")
         return self
 
@@ -109,18 +121,16 @@ class PruneSettings(LoopSettings):
         if self.pattern is not None:
             if not 1 <= self.pattern[0] < self.pattern[1] <= 64:
                 raise ValueError(f"pattern={list(self.pattern)} must be [N, M] with 1 <= N < M <= 64")
-            if "sparsity" in self.model_fields_set:
-                raise ValueError("pattern and sparsity exclude each other: [N, M] makes 1 - N/M of the weights zero")
+            share = 1.0 - self.pattern[0] / self.pattern[1]
+            if "sparsity" in self.model_fields_set and self.sparsity != share:
+                pattern = list(self.pattern)
+                raise ValueError(f"pattern={pattern} makes {share:g} of the weights zero; leave out sparsity")
+            self.__dict__["sparsity"] = share  # so that reports and saved recipes say what is done
         others = [name for name in ("pattern", "block") if getattr(self, name) is not None]
         if len(others) > 1 or (others and self.criterion == "movement"):
             got = " and ".join([*others, "criterion='movement'"][:2])
             raise ValueError(f"{got} exclude each other")
         return self
-
-    @property
-    def final_sparsity(self) -> float:
-        """The share of zeros at the end of the schedule."""
-        return self.sparsity if self.pattern is None else 1.0 - self.pattern[0] / self.pattern[1]
 
 
 HiddenScales = Annotated[
@@ -153,3 +163,11 @@ class QuantizeSettings(LoopSettings):
         description="searched once, before training; or learned (LSQ), starting from there; or searched among powers "
         "of two, for hardware that only shifts",
     )
+
+    @model_validator(mode="after")
+    def _check_effect(self) -> Self:
+        if self.code_bytes is not None and "weight_format" in self.model_fields_set:
+            raise ValueError("code_bytes and weight_format exclude each other: with code_bytes each layer gets its own")
+        if self.epochs == 0 and self.scales == "learned":
+            raise ValueError("scales='learned' needs epochs; with epochs=0 they are 'searched' or 'power_of_two'")
+        return self

@@ -9,6 +9,7 @@ class ExportSettings(Settings):
     """Stage `export`: lower the model to a program and write `model.lil`."""
 
     golden: int = Field(default=1, ge=1, le=64, description="examples with their exact outputs, kept in the file")
+    packed: bool = Field(default=False, description="write `model.lilz` too: the file packed for transport")
 
 
 class EvaluateSettings(Settings):

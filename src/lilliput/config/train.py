@@ -33,7 +33,9 @@ class TeacherSettings(Settings):
     )
     weight: float = Field(default=0.5, ge=0.0, le=1.0, description="of the teacher's logits; 1 - that: of the labels")
     temperature: float = Field(default=2.0, gt=0.0, description="`soft`: both models' logits are divided by it")
-    hidden_weight: float = Field(default=0.0, ge=0.0, description="of the hidden states' errors (same width and depth)")
+    hidden_weight: float = Field(
+        default=0.0, ge=0.0, description="of the hidden states' errors (same width; depth a multiple of the model's)"
+    )
     attention_weight: float = Field(default=0.0, ge=0.0, description="of the last block's attention (MiniLM)")
     value_weight: float = Field(default=0.0, ge=0.0, description="of the last block's value relations (MiniLM)")
 
@@ -50,9 +52,21 @@ class LoopSettings(FitSettings):
     label_smoothing: float = Field(default=0.1, ge=0.0, lt=1.0)
     distill: TeacherSettings | None = Field(default=None, description="a teacher; None: labels alone")
 
+    @model_validator(mode="after")
+    def _check_steps(self) -> Self:
+        if self.distill is not None and self.epochs == 0:
+            raise ValueError("distill with epochs=0: nothing is trained, so nothing would be learned from the teacher")
+        return self
+
 
 class TrainSettings(LoopSettings):
     """Stage `train`: the fp32 model."""
+
+    @model_validator(mode="after")
+    def _check_teacher(self) -> Self:
+        if self.distill is not None and self.distill.model == "train":
+            raise ValueError("distill.model='train' is this stage's own result; give the folder of a saved model")
+        return self
 
 
 class FinetuneSettings(LoopSettings):

@@ -6,7 +6,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lilliput.errors import UserError
-from lilliput.models.layers import Attention, Linear, Mlp, NoNorm
+from lilliput.models.layers import Attention, Linear, Mlp, NoNorm, reader
+from lilliput.models.low_rank import LowRankLinear
 from lilliput.models.stack import WeightQuantizer, layer_of, levels_and_scale
 from lilliput.program.builder import ProgramBuilder
 from lilliput.program.formats import weight_layout
@@ -21,8 +22,8 @@ class LoweringError(UserError):
 class Emitter:
     """Appends a layer's ops to a program in the making. Handles (int) are the builder's; names are the model's.
 
-    A layer that is used at several depths has its tensors in the program once, and what several layers read is
-    quantised once.
+    A layer that is used at several depths has its tensors in the program once, and what several layers read with
+    the same bits is quantised once.
 
     Args:
         columns: for each `Linear` by name, the order of its columns in the program.
@@ -32,7 +33,8 @@ class Emitter:
         self.columns = columns
         self.builder = ProgramBuilder()
         self._tensors: dict[str, int] = {}
-        self._quantized: dict[int, tuple[int, int]] = {}
+        self._quantized: dict[tuple[int, int], tuple[int, int]] = {}  # by buffer and bits
+        self._levels: set[int] = set()  # buffers that are levels of constant scales
 
     def vector(self, name: str, role: str, values: Tensor, format: str = "bf16") -> int:
         """A constant of one row."""
@@ -48,16 +50,36 @@ class Emitter:
         codes = self._codes(name, role, array(levels[:rows]).astype(np.int8), _quantizer(model, name), "rows")
         return [codes, self.vector(f"{name}.scale", "scale", scale[:rows])]
 
-    def quantize(self, x: int) -> tuple[int, int]:
-        if x not in self._quantized:
-            self._quantized[x] = self.builder.emit("quantize", [x])
-        return self._quantized[x]
+    def quantize(self, x: int, bits: int) -> tuple[int, int]:
+        """A product's first two inputs: levels of `x`, of `bits` bits, and their scales; or `x` twice where it is
+        levels already."""
+        if x in self._levels:
+            return x, x
+        if (x, bits) not in self._quantized:
+            self._quantized[x, bits] = self.builder.emit("quantize", [x], bits=bits % 8)  # 8 is 0 in the program
+        return self._quantized[x, bits]
 
-    def linear(self, name: str, linear: Linear, x: int, activation: str = "none", residual: int | None = None) -> int:
-        quantized, tensors = self.quantize(x), self.weights(name, linear)
+    def linear(
+        self,
+        name: str,
+        layer: Linear | LowRankLinear,
+        x: int,
+        activation: str = "none",
+        residual: int | None = None,
+    ) -> int:
+        """A layer as a product, or two where it is of low rank; the last has the activation or adds the residual."""
+        name, linear, x = self.last_product(name, layer, x)
+        quantized, tensors = self.quantize(x, linear.input_bits), self.weights(name, linear)
         if residual is not None:
             return self.builder.emit("linear_add", [*quantized, residual], tensors=tensors)
         return self.builder.emit("linear", list(quantized), tensors=tensors, activation=ACTIVATIONS[activation])
+
+    def last_product(self, name: str, layer: Linear | LowRankLinear, x: int) -> tuple[str, Linear, int]:
+        """The product that gives a layer's outputs: its name, the `Linear`, and what it reads. Of a layer of low rank
+        the product before it is appended."""
+        if isinstance(layer, Linear):
+            return name, layer, x
+        return f"{name}.outer", layer.outer, self.linear(f"{name}.inner", layer.inner, x)
 
     def weights(self, name: str, linear: Linear, factor: float = 1.0) -> list[int]:
         """Codes, scales and bias of a layer whose output is multiplied by `factor`, a power of two."""
@@ -91,18 +113,25 @@ class Emitter:
         )
 
     def mlp(self, name: str, mlp: Mlp, x: int, residual: int) -> int:
-        if mlp.fc2.input_multiplier is not None:
-            levels = self._hidden_levels(name, mlp, x)
-            return self.builder.emit("linear_add", [levels, levels, residual], self.weights(f"{name}.fc2", mlp.fc2))
-        hidden = self.linear(f"{name}.fc1", mlp.fc1, x, activation=mlp.activation)
+        if reader(mlp.fc2).input_multiplier is None:
+            hidden = self.linear(f"{name}.fc1", mlp.fc1, x, activation=mlp.activation)
+        else:
+            hidden = self._hidden_levels(name, mlp, x)
         return self.linear(f"{name}.fc2", mlp.fc2, hidden, residual=residual)
 
     def _hidden_levels(self, name: str, mlp: Mlp, x: int) -> int:
-        assert mlp.fc2.input_multiplier is not None
-        multiplier = self.vector(f"{name}.fc2.input_multiplier", "scale", mlp.fc2.input_multiplier)
-        tensors = [*self.weights(f"{name}.fc1", mlp.fc1), multiplier]
-        activation = ACTIVATIONS[mlp.activation]
-        return self.builder.emit("linear_levels", list(self.quantize(x)), tensors=tensors, activation=activation)
+        reads = f"{name}.fc2" if isinstance(mlp.fc2, Linear) else f"{name}.fc2.inner"
+        values = reader(mlp.fc2).input_multiplier
+        assert values is not None
+        multiplier = self.vector(f"{reads}.input_multiplier", "scale", values)
+        last, linear, x = self.last_product(f"{name}.fc1", mlp.fc1, x)
+        tensors = [*self.weights(last, linear), multiplier]
+        attributes = {"activation": ACTIVATIONS[mlp.activation], "bits": reader(mlp.fc2).input_bits % 8}
+        levels: int = self.builder.emit(
+            "linear_levels", self.quantize(x, linear.input_bits), tensors, None, **attributes
+        )
+        self._levels.add(levels)
+        return levels
 
     def row(self, x: int, row: int) -> int:
         return self.builder.emit("select_row", [x], row=row)

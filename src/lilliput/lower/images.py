@@ -11,7 +11,7 @@ from lilliput.program.program import Program
 
 
 def lower_image_model(model: ViT, emit: Emitter, metadata: dict[str, Any]) -> Program:
-    """The program of a checked model, in execution order."""
+    """The program of a checked model, in execution order; blocks that are shared are there once."""
     height, width, channels = model.image_shape
     builder = emit.builder
     x = builder.input("image", rows=height * width, cols=channels)
@@ -36,9 +36,10 @@ def lower_image_model(model: ViT, emit: Emitter, metadata: dict[str, Any]) -> Pr
 def _blocks(model: ViT, emit: Emitter, x: int) -> int:
     # The head reads the class token alone, or with DeiT's second head that of distillation too.
     one_row = model.class_token is not None and model.distillation_head is None
-    last = len(model.blocks) - 1
-    for index, block in enumerate(model.blocks):
-        x = lower_block(emit, f"blocks.{index}", block, x, first_row_only=one_row and index == last)
+    order = model.settings.resolved_order()
+    for depth, index in enumerate(order):
+        only_first = one_row and depth == len(order) - 1
+        x = lower_block(emit, f"blocks.{index}", model.blocks[index], x, first_row_only=only_first)
     return emit.norm("norm", model.norm, x)
 
 
@@ -48,15 +49,12 @@ def _head(model: ViT, emit: Emitter, x: int) -> int:
             x = emit.builder.emit("mean_rows", [x])
         return emit.linear("head", model.head, x)
     # The mean of both heads is the sum of their halves: halving scales and biases is exact.
-    by_class = emit.builder.emit(
-        "linear",
-        list(emit.quantize(emit.row(x, 0))),
-        emit.weights("head", model.head, 0.5),
-        activation=ACTIVATIONS["none"],
-    )
-    name, head = "distillation_head", model.distillation_head
-    levels = emit.quantize(emit.row(x, 1))
-    return emit.builder.emit("linear_add", [*levels, by_class], emit.weights(name, head, 0.5))
+    name, head, row = emit.last_product("head", model.head, emit.row(x, 0))
+    inputs, tensors = list(emit.quantize(row, head.input_bits)), emit.weights(name, head, 0.5)
+    by_class = emit.builder.emit("linear", inputs, tensors, activation=ACTIVATIONS["none"])
+    name, head, row = emit.last_product("distillation_head", model.distillation_head, emit.row(x, 1))
+    inputs = [*emit.quantize(row, head.input_bits), by_class]
+    return emit.builder.emit("linear_add", inputs, emit.weights(name, head, 0.5))
 
 
 def _windows(emit: Emitter, name: str, layer: UnfoldLinear, x: int, size: tuple[int, int], activation: str) -> int:

@@ -37,6 +37,9 @@ def save_model(model: ViT | TextEncoder, folder: Path) -> None:
     description["fixed_inputs"] = [
         name for name, linear in model.linears().items() if linear.input_multiplier is not None
     ]
+    description["input_bits"] = {
+        name: linear.input_bits for name, linear in model.linears().items() if linear.input_bits != 8
+    }
     write_atomic(folder / "model.json", json.dumps(description, indent=1).encode())
 
 
@@ -67,6 +70,8 @@ def _load(folder: Path, make: Callable[[dict[str, Any]], M]) -> M:
         for name in description["fixed_inputs"]:
             linear = model.linears()[name]
             linear.input_multiplier = torch.ones(linear.in_features)
+        for name, bits in description.get("input_bits", {}).items():  # absent: saved when there were only 8 bits
+            model.linears()[name].input_bits = bits
         tensors = tensors_from_bytes((folder / "model.safetensors").read_bytes())
     except (OSError, KeyError, TypeError, json.JSONDecodeError, ValidationError, SafetensorError) as error:
         why = " ".join(str(error).split())[:200]

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from lilliput.config import LayerSettings
 from lilliput.models.stack import WeightQuantizer, base_of, layer_of, quantize_rows, round_ste
 from lilliput.program import mathfn
+
+if TYPE_CHECKING:
+    from lilliput.models.low_rank import LowRankLinear
 
 Activation = Literal["gelu", "gelu_tanh", "relu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -49,14 +52,22 @@ class Linear(nn.Linear):
     """`nn.Linear`; once its weight has a quantiser its input is quantised too and the product runs on integer
     levels.
 
-    The input's levels have one scale a row, found anew each time, or after `fix_input_scales` one a channel that stays.
+    The input's levels have `input_bits` bits and one scale a row, found anew each time, or after `fix_input_scales` one
+    a channel that stays.
     """
 
+    input_bits: int  # 8, 6 or 4; saved with the model's description
     input_multiplier: Tensor | None  # [K], bfloat16: levels are `rint(input * input_multiplier)`
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features)
+        self.input_bits = 8
         self.register_buffer("input_multiplier", None)
+
+    @property
+    def input_limit(self) -> float:
+        """The largest level of the input."""
+        return float(mathfn.largest_level(self.input_bits))
 
     @torch.no_grad()
     def fix_input_scales(self, multiplier: Tensor) -> None:
@@ -73,8 +84,8 @@ class Linear(nn.Linear):
     def quantize_input(self, input: Tensor) -> tuple[Tensor, Tensor | float]:
         """Levels [..., K], and the scale of a row [..., 1] or `input_scale()`."""
         if self.input_multiplier is None:
-            return quantize_rows(input)
-        limit = float(mathfn.INT8_MAX)
+            return quantize_rows(input, self.input_limit)
+        limit = self.input_limit
         return round_ste((input * self.input_multiplier).clamp(-limit, limit)), self.input_scale()
 
     def forward(self, input: Tensor) -> Tensor:
@@ -92,6 +103,11 @@ class Linear(nn.Linear):
         return product * scale.reshape(-1) * row_scale + self.bias
 
 
+def reader(layer: "Linear | LowRankLinear") -> Linear:
+    """The product that reads a layer's input: the layer itself, or of one of low rank the inner one."""
+    return layer if isinstance(layer, Linear) else layer.inner
+
+
 class UnfoldLinear(nn.Module):
     """A convolution as windows and a `Linear`: [B, C, h, w] -> [B, oh*ow, N]; columns run (c, ky, kx) as in
     `nn.Conv2d`."""
@@ -99,7 +115,7 @@ class UnfoldLinear(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int) -> None:
         super().__init__()
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
-        self.proj = Linear(in_channels * kernel_size**2, out_channels)
+        self.proj: Linear | LowRankLinear = Linear(in_channels * kernel_size**2, out_channels)
 
     def program_columns(self) -> Tensor:
         """Columns of the weight in the order in which the program holds them: torch's windows run (c, ky, kx), the
@@ -130,11 +146,11 @@ class Attention(nn.Module):
         self.logit_scale = head_dim**-0.5
         self.separate_values = value_dim is not None
         if value_dim is None:
-            self.qkv = Linear(dim, 3 * num_heads * head_dim)
+            self.qkv: Linear | LowRankLinear = Linear(dim, 3 * num_heads * head_dim)
         else:
             self.qk = Linear(dim, 2 * num_heads * head_dim)
             self.v = Linear(value_dim, num_heads * head_dim)
-        self.proj = Linear(num_heads * head_dim, dim)
+        self.proj: Linear | LowRankLinear = Linear(num_heads * head_dim, dim)
 
     def forward(self, x: Tensor, mask: Tensor | None = None, values: Tensor | None = None) -> Tensor:
         """Attend [B, T, dim] -> [B, T, dim].
@@ -149,7 +165,7 @@ class Attention(nn.Module):
         q, k, v = qkv.reshape(batch, tokens, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4).unbind(0)
         keys = None if mask is None else mask[:, None, None, :]  # the same for all heads and queries
         first = self.qk if self.separate_values else self.qkv
-        if layer_of(first, "weight", WeightQuantizer) is None:
+        if layer_of(reader(first), "weight", WeightQuantizer) is None:
             context = F.scaled_dot_product_attention(q, k, v, attn_mask=keys, scale=self.logit_scale)
         else:
             context = table_attention(q, k, v, self.logit_scale, keys)
@@ -207,12 +223,12 @@ class Mlp(nn.Module):
     def __init__(self, dim: int, mlp_dim: int, activation: Activation = "gelu") -> None:
         super().__init__()
         self.activation = activation
-        self.fc1 = Linear(dim, mlp_dim)
-        self.fc2 = Linear(mlp_dim, dim)
+        self.fc1: Linear | LowRankLinear = Linear(dim, mlp_dim)
+        self.fc2: Linear | LowRankLinear = Linear(mlp_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         activate = ACTIVATIONS[self.activation]
-        if self.fc2.input_multiplier is not None:
+        if reader(self.fc2).input_multiplier is not None:
             activate = partial(coarse_activation, self.activation)
         return self.fc2(activate(self.fc1(x)))
 

@@ -6,6 +6,8 @@ forward uses the integer *levels* and the scales apart, in the order of `docs/fo
 program will compute.
 """
 
+import copy
+from collections.abc import Iterator
 from typing import Any, TypeVar, cast
 
 import torch
@@ -24,24 +26,25 @@ class _QuantizeRows(torch.autograd.Function):
     """Levels and scale of each row; backward is the straight-through estimator (no value of a row is clipped)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, limit: float) -> tuple[Tensor, Tensor]:
         amax = x.abs().amax(dim=-1, keepdim=True)  # seven times faster than vector_norm(inf)
         alive = amax >= TINY
-        inverse = torch.where(alive, LEVELS / amax, 0.0)
-        scale = torch.where(alive, amax / LEVELS, 0.0)
+        # Not `limit / amax`: that is torch's reciprocal times the limit, rounded twice.
+        inverse = torch.where(alive, torch.full_like(amax, limit) / amax, 0.0)
+        scale = torch.where(alive, amax / limit, 0.0)
         ctx.save_for_backward(inverse)
         ctx.mark_non_differentiable(scale)
         return (x * inverse).round_(), scale
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Tensor:
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
         (inverse,) = ctx.saved_tensors
-        return cast(Tensor, gradients[0] * inverse)
+        return cast(Tensor, gradients[0] * inverse), None
 
 
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 levels (as floats) of each row and its scale: `x ~ levels * scale`. Shapes [..., K] and [..., 1]."""
-    levels, scale = _QuantizeRows.apply(x)  # type: ignore[no-untyped-call]  # torch's apply has no types
+def quantize_rows(x: Tensor, limit: float = LEVELS) -> tuple[Tensor, Tensor]:
+    """Levels (as floats) of each row, up to `limit`, and its scale: `x ~ levels * scale`; [..., K] and [..., 1]."""
+    levels, scale = _QuantizeRows.apply(x, limit)  # type: ignore[no-untyped-call]  # torch's apply has no types
     return levels, scale
 
 
@@ -56,16 +59,24 @@ def round_bf16(x: Tensor) -> Tensor:
 
 
 class Mask(nn.Module):
-    """The pruning layer of a weight's stack: `w * mask`."""
+    """The pruning layer of a weight's stack: `w * mask`.
+
+    While movement pruning trains there is a score beside each weight, which the mask is made from. Its gradient is
+    straight-through, dL/dS = dL/dw' * w (Sanh et al. 2020, section 3), so that of a masked weight goes on too.
+    """
 
     mask: Tensor
+    scores: nn.Parameter | None
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, like: Tensor, scored: bool = False) -> None:
         super().__init__()
         self.register_buffer("mask", torch.ones_like(like))
+        self.register_parameter("scores", nn.Parameter(torch.zeros_like(like)) if scored else None)
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.mask
+        if self.scores is None:
+            return weight * self.mask
+        return weight * (self.mask + (self.scores - self.scores.detach()))
 
 
 class StoredAsBf16(nn.Module):
@@ -116,6 +127,9 @@ class WeightQuantizer(nn.Module):
         midpoints = (grid[1:] + grid[:-1]) / 2
         halves = torch.arange(-2 * self.max_level, 2 * self.max_level + 1) / 2
         assert bool((2 * midpoints == (2 * midpoints).round()).all()), "`nearest` counts halves"
+        # Scales at which the largest levels are unused are good only where others are denser than their doubles: apot6.
+        doubled = 2 * grid[2 * grid.abs() <= self.max_level]
+        self.largest_exponent = 0.263 if bool(torch.isin(doubled, grid).all()) else 2.0
         self.register_buffer("nearest_to_half", grid[torch.bucketize(halves, midpoints)], persistent=False)
         self.scale = nn.Parameter(torch.ones(rows, 1), requires_grad=learned)
 
@@ -151,19 +165,21 @@ class WeightQuantizer(nn.Module):
         return (v + (self.nearest(v) - v).detach()) * scale
 
     @torch.no_grad()
-    def search(self, weight: Tensor, importance: Tensor | None = None, candidates: int = 40) -> None:
+    def search(
+        self, weight: Tensor, importance: Tensor | None = None, candidates: int = 40, power_of_two: bool = False
+    ) -> None:
         """Set each row's scale to the candidate of least squared error; a row of zeros gets 1.
 
-        Candidates are `max|w| / max_level` and geometrically 0.25 to 1.2 times that, rounded to bfloat16 first so
-        that the error that is compared is the one of the file. `importance` [K] weighs the errors of a row's entries,
-        for example by the mean squares of what they are multiplied with.
+        Candidates are `max|w| / max_level` and geometrically 0.25 to 1.2 (apot6: 4) times that, rounded to bfloat16
+        first so that the error that is compared is the one of the file. With `power_of_two` they are the least power of
+        two that cuts nothing off, the five below it and the three above. `importance` [K] weighs the errors of a row's
+        entries, for example by the mean squares of what they are multiplied with.
         """
         amax = weight.abs().amax(dim=-1, keepdim=True)
         base = amax / self.max_level
         best = torch.full_like(amax, float("inf"))
         chosen = torch.ones_like(amax)
-        for factor in [1.0, *torch.logspace(-2.0, 0.263, candidates - 1, base=2.0).tolist()]:
-            scale = (base * factor).to(torch.bfloat16).to(torch.float32)
+        for scale in _powers_of_two(base) if power_of_two else self._bf16_scales(base, candidates):
             safe = torch.where(scale > 0, scale, 1.0)
             squares = (self.nearest(weight / safe) * safe - weight).square()
             error = (squares if importance is None else squares * importance).sum(dim=-1, keepdim=True)
@@ -171,6 +187,19 @@ class WeightQuantizer(nn.Module):
             best = torch.where(better, error, best)
             chosen = torch.where(better, safe, chosen)
         self.scale.copy_(chosen)
+
+    def _bf16_scales(self, base: Tensor, count: int) -> Iterator[Tensor]:
+        for factor in [1.0, *torch.logspace(-2.0, self.largest_exponent, count - 1, base=2.0).tolist()]:
+            yield (base * factor).to(torch.bfloat16).to(torch.float32)
+
+
+def _powers_of_two(base: Tensor) -> Iterator[Tensor]:
+    """Around the least that is not below `base`, which comes first; none so small that `row_scale` would raise it."""
+    mantissa, exponent = torch.frexp(base)
+    least = exponent - (mantissa == 0.5).to(exponent.dtype)
+    for step in (0, -1, -2, -3, -4, -5, 1, 2, 3):
+        # By its bits: torch's own powers need not be exact.
+        yield (((least + step).clamp(-66, 127) + 127) << 23).view(torch.float32)
 
 
 def layer_of(module: nn.Module, name: str, kind: type[M]) -> M | None:
@@ -202,6 +231,17 @@ def rows_of(module: nn.Module, name: str, ids: Tensor) -> Tensor:
 def push(module: nn.Module, name: str, layer: nn.Module) -> None:
     """Put `layer` on top of the stack of parameter `name`."""
     parametrize.register_parametrization(module, name, layer, unsafe=True)
+
+
+def copy_of(model: M) -> M:
+    """A copy that can be changed on its own. (Torch's copy of a parametrised module has the same class as the module,
+    which has a property for each stack: another stack on one of them would be looked for on the other.)"""
+    copied = copy.deepcopy(model)
+    for module in copied.modules():
+        if parametrize.is_parametrized(module):
+            kind = type(module)
+            module.__class__ = type(kind.__name__, kind.__bases__, dict(kind.__dict__))
+    return copied
 
 
 def levels_and_scale(module: nn.Module, name: str) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lilliput.config import ModelSettings
 from lilliput.errors import RecipeError
 from lilliput.models.layers import Block, BlockStyle, Linear, UnfoldLinear
+from lilliput.models.low_rank import LowRankLinear, linear_layers, lower_ranks
 
 
 def sinusoidal_positions(tokens: int, dim: int) -> Tensor:
@@ -32,12 +33,13 @@ class ViT(nn.Module):
     logits are the mean of both heads' (as in Hugging Face's DeiT with a teacher).
 
     Args:
-        settings: the architecture as data; `settings.resolved_layers()` gives every block's sizes.
+        settings: the architecture as data; `resolved_layers()` gives every block's sizes, `resolved_order()` which of
+            them is run at each depth, `ranks` which layers are of low rank.
         image_shape: (height, width, channels).
         num_classes: number of logits.
 
     Raises:
-        RecipeError: the patches do not divide the (feature map of the) image.
+        RecipeError: the patches do not divide the (feature map of the) image; a rank is no layer's, or too large.
     """
 
     pixel_scale: Tensor
@@ -72,11 +74,15 @@ class ViT(nn.Module):
         else:
             self.register_buffer("positions", sinusoidal_positions(tokens, dim))
         style = BlockStyle(norm_eps=settings.norm_eps, dropout=settings.dropout)
+        # Each block once; `forward` runs them in the settings' order.
         self.blocks = nn.ModuleList(Block(dim, layer, style) for layer in settings.resolved_layers())
         self.norm = nn.LayerNorm(dim, eps=settings.norm_eps)
-        self.head = Linear(dim, num_classes)
-        self.distillation_head = Linear(dim, num_classes) if settings.distillation == "head" else None
+        self.head: Linear | LowRankLinear = Linear(dim, num_classes)
+        self.distillation_head: Linear | LowRankLinear | None = None
+        if settings.distillation == "head":
+            self.distillation_head = Linear(dim, num_classes)
         self.dropout = nn.Dropout(settings.dropout)
+        lower_ranks(self, settings.ranks)
         self._initialize()
 
     def _initialize(self) -> None:
@@ -86,9 +92,10 @@ class ViT(nn.Module):
                 nn.init.zeros_(module.bias)
         for projection in self.stem:
             assert isinstance(projection, UnfoldLinear)
-            nn.init.kaiming_normal_(projection.proj.weight, nonlinearity="relu")
+            if isinstance(projection.proj, Linear):
+                nn.init.kaiming_normal_(projection.proj.weight, nonlinearity="relu")
         for head in (self.head, self.distillation_head):
-            if head is not None:
+            if isinstance(head, Linear):
                 nn.init.trunc_normal_(head.weight, std=0.02)
         if isinstance(self.positions, nn.Parameter):
             # Of the size of a token: with BERT's 0.02 a short training spends its first epochs telling positions apart.
@@ -104,6 +111,11 @@ class ViT(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Logits [B, num_classes] of pixels [B, C, height, width] in 0..255."""
+        logits, by_distillation = self.logits_of_heads(pixels)
+        return logits if by_distillation is None else (logits + by_distillation) / 2
+
+    def logits_of_heads(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits [B, num_classes] of the head, and of the distillation head, if there is one."""
         x = pixels * self.pixel_scale[:, None, None] + self.pixel_shift[:, None, None]
         for layer in self.stem:
             assert isinstance(layer, UnfoldLinear)
@@ -114,25 +126,27 @@ class ViT(nn.Module):
             if token is not None:
                 tokens = torch.cat([token.expand(tokens.shape[0], 1, -1), tokens], dim=1)
         tokens = self.dropout(tokens + self.positions)
-        for block in self.blocks:
-            tokens = block(tokens)
+        for index in self.settings.resolved_order():
+            tokens = self.blocks[index](tokens)
         tokens = self.norm(tokens)
         pooled = tokens[:, 0] if self.class_token is not None else tokens.mean(dim=1)
-        logits: Tensor = self.head(pooled)
-        if self.distillation_head is not None:
-            logits = (logits + self.distillation_head(tokens[:, 1])) / 2
-        return logits
+        by_distillation = None if self.distillation_head is None else self.distillation_head(tokens[:, 1])
+        return self.head(pooled), by_distillation
 
     def linears(self) -> dict[str, Linear]:
-        """Every linear and projection layer by name: what pruning and weight quantisation apply to."""
-        return {name: module for name, module in self.named_modules() if isinstance(module, Linear)}
+        """Every linear and projection layer by name, a shared one once and of a layer of low rank both factors: what
+        pruning and weight quantisation apply to."""
+        return linear_layers(self)
 
     def program_columns(self) -> dict[str, Tensor]:
         """For every entry of `linears`, the order of its columns in the program."""
         columns = {name: torch.arange(linear.in_features) for name, linear in self.linears().items()}
-        windows = {f"{n}.proj": m.program_columns() for n, m in self.named_modules() if isinstance(m, UnfoldLinear)}
-        return columns | windows
+        for name, module in self.named_modules():
+            if isinstance(module, UnfoldLinear):
+                reads = f"{name}.proj" if isinstance(module.proj, Linear) else f"{name}.proj.inner"
+                columns[reads] = module.program_columns()
+        return columns
 
     def num_parameters(self) -> int:
         """Learned parameters, counted once, whatever is on their stacks."""
-        return sum(p.numel() for name, p in self.named_parameters() if not name.endswith(".scale"))
+        return sum(p.numel() for name, p in self.named_parameters() if not name.endswith((".scale", ".scores")))

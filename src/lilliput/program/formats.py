@@ -25,6 +25,7 @@ class WeightFormat:
     """A table from a `bits`-bit code to an int8 level; zero has code 0.
 
     `levels` is int8 [2^bits], indexed by code; `unused` is the code that no level has: 0 there, and refused in files.
+    `since`: the first version of the file format that has it.
     """
 
     name: str
@@ -32,6 +33,7 @@ class WeightFormat:
     bits: int
     levels: NDArray[np.int8]
     unused: int
+    since: int = 1
     _code_of_byte: NDArray[np.uint8] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -93,6 +95,16 @@ def _twos_complement(bits: int) -> NDArray[np.int8]:
     return np.array([*range(half), 0, *range(1 - half, 0)], np.int8)  # the lowest code has no level
 
 
+def _additive(*terms: tuple[int, ...]) -> NDArray[np.int8]:
+    """Additive powers of two (Li et al. 2020; odd numbers of bits as in its authors' code): a magnitude is the
+    sum of one term of each set, which the code's bits choose, the first set's the lowest; the bit above them is the
+    sign. The code of minus zero has no level."""
+    magnitudes = np.zeros(1, np.int8)
+    for values in terms:
+        magnitudes = np.add.outer(np.array(values, np.int8), magnitudes).ravel()
+    return np.concatenate([magnitudes, -magnitudes])
+
+
 WEIGHT_FORMATS: dict[str, WeightFormat] = {
     "int8": WeightFormat("int8", 3, 8, _twos_complement(8), unused=128),
     "int4": WeightFormat("int4", 4, 4, _twos_complement(4), unused=8),
@@ -100,6 +112,8 @@ WEIGHT_FORMATS: dict[str, WeightFormat] = {
         "pot4", 5, 4, np.array([0, 1, 2, 4, 8, 16, 32, 64, 0, -1, -2, -4, -8, -16, -32, -64], np.int8), unused=8
     ),
     "int6": WeightFormat("int6", 6, 6, _twos_complement(6), unused=32),
+    "apot4": WeightFormat("apot4", 7, 4, _additive((0, 1, 4, 8), (0, 2)), unused=8, since=2),
+    "apot6": WeightFormat("apot6", 8, 6, _additive((0, 2, 16, 64), (0, 1, 8, 32), (0, 4)), unused=32, since=2),
 }
 FLOAT_FORMATS: dict[str, int] = {"f32": 1, "bf16": 2}  # name -> id
 FORMAT_IDS: dict[str, int] = {**FLOAT_FORMATS, **{name: entry.id for name, entry in WEIGHT_FORMATS.items()}}

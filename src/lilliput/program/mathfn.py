@@ -297,14 +297,20 @@ def max_from_first(x: Float) -> Float:
     return np.where(np.isnan(x[..., 0]), x[..., 0], largest)
 
 
-def quantize_rows(x: Float) -> tuple[Int8, Float]:
-    """Symmetric int8 levels with one scale a row: [..., K] -> levels [..., K], scale [..., 1]; x ~ level * scale."""
+def largest_level(bits: int) -> np.float32:
+    """Of symmetric levels of `bits` bits: 127 of 8 (or of 0, as files write it), 31 of 6, 7 of 4."""
+    return np.float32(2 ** ((bits or 8) - 1) - 1)
+
+
+def quantize_rows(x: Float, limit: np.float32 = INT8_MAX) -> tuple[Int8, Float]:
+    """Symmetric int8 levels, up to `limit`, with one scale a row: [..., K] -> levels [..., K], scale [..., 1]; x ~
+    level * scale."""
     with np.errstate(all="ignore"):
         m = max_from_zero(np.abs(x))[..., None]
         alive = m >= TINY
-        inv = cast(Float, INT8_MAX / np.where(alive, m, np.float32(1)))
-        levels = np.rint(clamp(x * inv, -INT8_MAX, INT8_MAX)).astype(np.int8)
-        return np.where(alive, levels, np.int8(0)), np.where(alive, m / INT8_MAX, np.float32(0))
+        inv = cast(Float, limit / np.where(alive, m, np.float32(1)))
+        levels = np.rint(clamp(x * inv, -limit, limit)).astype(np.int8)
+        return np.where(alive, levels, np.int8(0)), np.where(alive, m / limit, np.float32(0))
 
 
 STEPS = 32  # of table attention's weights, a factor of 2

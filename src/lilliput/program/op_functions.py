@@ -24,6 +24,7 @@ from lilliput.program.mathfn import (
     gelu,
     gelu_tanh,
     lane_sum,
+    largest_level,
     max_from_first,
     max_from_zero,
     quantize_all,
@@ -64,7 +65,7 @@ def unfold(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attrib
 
 def quantize(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
     """`quantize_row` of each row, its columns padded with 0 to a multiple of 8."""
-    levels, scale = quantize_rows(inputs[0])
+    levels, scale = quantize_rows(inputs[0], largest_level(int(attributes["bits"])))
     return np.pad(levels, ((0, 0), (0, 0), (0, -levels.shape[2] % 8))), scale
 
 
@@ -97,9 +98,11 @@ def linear(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attrib
 
 
 def linear_levels(inputs: Sequence[Array], tensors: Sequence[Array], attributes: Attributes) -> tuple[Array, ...]:
-    """Levels of what `linear` gives, by coarser activations: `rint(clamp(y * multiplier[n], -127, 127))`."""
+    """Levels, up to the limit L, of what `linear` gives by coarser activations: `rint(clamp(y * multiplier[n], -L,
+    L))`."""
     y = COARSE_ACTIVATIONS[int(attributes["activation"])](_affine(inputs, tensors))
-    levels = np.rint(clamp(y * tensors[3], -INT8_MAX, INT8_MAX)).astype(np.int8)
+    limit = largest_level(int(attributes["bits"]))
+    levels = np.rint(clamp(y * tensors[3], -limit, limit)).astype(np.int8)
     return (np.pad(levels, ((0, 0), (0, 0), (0, -levels.shape[2] % 8))),)
 
 

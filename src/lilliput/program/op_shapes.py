@@ -8,6 +8,7 @@ from lilliput.errors import ArtifactError
 from lilliput.program.formats import round_up
 from lilliput.program.plan import TOKENS_STEP
 
+LEVEL_BITS = (0, 4, 6)  # what the attribute `bits` may be; 0 is 8
 PER_TOKEN = 0  # a buffer's `rows` in a sequence program: as many as there are tokens
 MAX_PRODUCT_LENGTH = 65536  # 127 * 127 * 65536 < 2^31: an int32 sum cannot overflow
 
@@ -67,6 +68,12 @@ def _at_most(what: str, value: int, limit: int) -> None:
         raise ArtifactError(f"{what} is {value}; must be at most {limit}")
 
 
+def _check_bits(operands: Operands) -> None:
+    bits = operands.integer("bits")
+    if bits not in LEVEL_BITS:
+        raise ArtifactError(f"bits is {bits}; must be 0 (for 8), 4 or 6")
+
+
 def normalize_shapes(operands: Operands) -> tuple[Shape, ...]:
     (x,) = operands.inputs
     for name, tensor in zip(("scale", "shift"), operands.tensors, strict=True):
@@ -91,6 +98,7 @@ def unfold_shapes(operands: Operands) -> tuple[Shape, ...]:
 
 def quantize_shapes(operands: Operands) -> tuple[Shape, ...]:
     (x,) = operands.inputs
+    _check_bits(operands)
     return (Shape(x.rows, round_up(x.cols, 8)), Shape(x.rows, 1))
 
 
@@ -114,6 +122,7 @@ def linear_add_shapes(operands: Operands) -> tuple[Shape, ...]:
 
 def linear_levels_shapes(operands: Operands) -> tuple[Shape, ...]:
     (y,) = linear_shapes(operands)
+    _check_bits(operands)
     _expect("multiplier", operands.tensors[3], 1, y.cols)
     return (Shape(y.rows, round_up(y.cols, 8)),)
 

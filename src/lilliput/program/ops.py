@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from lilliput.errors import ArtifactError
 from lilliput.program import op_functions, op_shapes
+from lilliput.program.formats import WEIGHT_FORMATS
 from lilliput.program.op_functions import Attributes, Function
 from lilliput.program.op_shapes import MAX_PRODUCT_LENGTH, Operands, Shape
 
@@ -74,7 +75,7 @@ class OpSpec:
     since: int = 1
 
 
-CODES = ("int8", "int4", "pot4", "int6")
+CODES = tuple(WEIGHT_FORMATS)
 _X = BufferSlot("input", "f32")
 _Y = BufferSlot("output", "f32")
 _LEVELS = BufferSlot("input", "i8")
@@ -82,6 +83,7 @@ _LEVELS_SCALE = BufferSlot("input scale", "f32", or_first=True)
 _SCALE = TensorSlot("scale", ("bf16",), is_scale=True)
 _LINEAR_TENSORS = (TensorSlot("codes", CODES, ("tiles", "blocks")), _SCALE, TensorSlot("bias", ("bf16",)))
 _LINEAR_ATTRIBUTES = (Attribute("activation", 0, max(ACTIVATIONS.values())),)
+_BITS = Attribute("bits", default=0)  # of levels: 0 (which is 8), 6 or 4
 _EMBEDDING_TENSORS = (TensorSlot("codes", CODES), _SCALE)
 _ATTENTION_ATTRIBUTES = (
     Attribute("num_heads", 1),
@@ -123,7 +125,7 @@ OPS: dict[str, OpSpec] = {
         inputs=(_X,),
         outputs=(BufferSlot("levels", "i8"), BufferSlot("scale", "f32")),
         tensors=(),
-        attributes=(),
+        attributes=(_BITS,),
         shapes=op_shapes.quantize_shapes,
         function=op_functions.quantize,
     ),
@@ -276,7 +278,7 @@ OPS: dict[str, OpSpec] = {
         inputs=(_LEVELS, _LEVELS_SCALE),
         outputs=(BufferSlot("levels", "i8"),),
         tensors=(*_LINEAR_TENSORS, TensorSlot("multiplier", ("bf16",))),
-        attributes=(Attribute("activation", 0, len(op_functions.COARSE_ACTIVATIONS) - 1),),
+        attributes=(Attribute("activation", 0, len(op_functions.COARSE_ACTIVATIONS) - 1), _BITS),
         shapes=op_shapes.linear_levels_shapes,
         function=op_functions.linear_levels,
         since=2,
@@ -305,7 +307,8 @@ def has_scales(spec: OpSpec, inputs: tuple[int, ...]) -> bool:
 def first_version(kind: str, inputs: tuple[int, ...], attributes: Attributes) -> int:
     """The lowest version of the format that can hold such an op."""
     activation = int(attributes.get("activation", 0))
-    since = OPS[kind].since if has_scales(OPS[kind], inputs) else 2
+    newer = not has_scales(OPS[kind], inputs) or attributes.get("bits", 0) != 0
+    since = 2 if newer else OPS[kind].since
     return max(since, next(version for version, most in MAX_ACTIVATION.items() if activation <= most))
 
 

@@ -110,7 +110,8 @@ class Program:
     def version(self) -> int:
         """The version of the format that a file of it has."""
         ops = max((first_version(op.kind, op.inputs, op.attributes) for op in self.ops), default=1)
-        return max(ops, 2 if self.max_tokens else 1)
+        formats = max((WEIGHT_FORMATS[tensor.format].since for tensor in self.tensors if tensor.is_codes), default=1)
+        return max(ops, formats, 2 if self.max_tokens else 1)
 
     def validate(self) -> None:
         """Check every MUST of docs/format.md that concerns the program.

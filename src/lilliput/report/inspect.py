@@ -29,7 +29,8 @@ CATEGORIES: dict[str, str] = {
 def inspect_file(path: str | Path, num_tokens: int = 0) -> dict[str, Any]:
     """Decode a file and account for every byte of it, as plain values for JSON.
 
-    Keys: file; file_bytes; fp32_bytes (4 x parameters); parameters; weights and nonzero_weights (elements of role
+    Keys: file; file_bytes (of a packed file, as all else: once unpacked); packed_bytes (of a packed file; else None);
+    fp32_bytes (4 x parameters); parameters; weights and nonzero_weights (elements of role
     `weight`); sparsity; arena_bytes; macs (of one example); formats (format -> weights stored in it); golden_examples;
     bytes (category of `CATEGORIES` -> bytes; they add up to file_bytes); layers and tensors (in the file's order); ops;
     buffers (with place, offset, and first and last op of their life); metadata.
@@ -44,13 +45,15 @@ def inspect_file(path: str | Path, num_tokens: int = 0) -> dict[str, Any]:
         InputError: `num_tokens` is not a length that the model takes.
     """
     path = Path(path)
-    program = artifact.read(path)
+    stored = artifact.read_bytes(path)
+    packed = artifact.is_packed(stored)
+    data = artifact.unpack(stored, str(path)) if packed else stored
+    program = artifact.from_bytes(data, str(path))
     if not 0 <= num_tokens <= program.max_tokens:
         takes = (
             f"sequences of 1 to {program.max_tokens} tokens" if program.max_tokens else "images, which have no tokens"
         )
         raise InputError(f"{path}: a sequence of {num_tokens} tokens; the model takes {takes}")
-    data = path.read_bytes()
     counts = cost.parameter_counts(program)
     tensors = [_tensor(tensor) for tensor in program.tensors]
     sizes = _bytes_by_category(program, verified_sections(data, program.version))
@@ -58,6 +61,7 @@ def inspect_file(path: str | Path, num_tokens: int = 0) -> dict[str, Any]:
     return {
         "file": str(path),
         "file_bytes": len(data),
+        "packed_bytes": len(stored) if packed else None,
         "fp32_bytes": counts.fp32_bytes,
         "parameters": counts.parameters,
         "weights": counts.weights,

@@ -35,7 +35,7 @@ class Epoch(Record):
 class TrainingStage(Record):
     """A stage that trains. Its accuracies come from the torch model: simulated, not measured on the file."""
 
-    stage: Literal["train", "prune", "finetune", "quantize"]
+    stage: Literal["train", "share", "shrink", "factorize", "prune", "finetune", "quantize"]
     seconds: float
     validation_accuracy: float
     test_accuracy: float

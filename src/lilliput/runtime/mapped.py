@@ -1,4 +1,4 @@
-"""A file that is mapped into memory, and watched for changes."""
+"""A file that is mapped into memory and watched for changes, or unpacked into it."""
 
 import builtins
 import mmap
@@ -7,6 +7,7 @@ import struct
 import weakref
 from typing import Self
 
+from lilliput.artifact.packed import is_packed, unpack
 from lilliput.errors import ArtifactError
 
 FIRST_SECTION = 192  # docs/format.md: where sections begin at the earliest,
@@ -67,6 +68,50 @@ class MappedFile:
     def close(self) -> None:
         """Let the descriptor go; the mapping goes with the last that holds on to it."""
         self._close()
+
+
+class UnpackedFile(MappedFile):
+    """The content of a packed file, in memory of its own at the beginning of a page: `mapping`. Nothing that is done to
+    the file afterwards matters.
+
+    Args:
+        name: of the packed file.
+        content: what it holds.
+    """
+
+    def __init__(self, name: str, content: bytes) -> None:
+        self.name = name
+        self.mapping = mmap.mmap(-1, len(content))
+        self.mapping[:] = content
+
+    def share(self) -> Self:
+        return self
+
+    def check(self) -> None:
+        pass
+
+    def keep(self, begin: int, end: int) -> None:
+        pass
+
+    def close(self) -> None:
+        """Nothing to let go; the memory goes with the last that holds on to it."""
+
+
+def load_file(name: str) -> MappedFile:
+    """The `model.lil` of that name, mapped; or, where the file is a packed one, unpacked into memory.
+
+    Raises:
+        ArtifactError: it is not there, not a file, empty, cannot be read, or is packed and cannot be unpacked.
+    """
+    file = MappedFile(name)
+    if not is_packed(file.mapping):
+        return file
+    try:
+        content = unpack(file.mapping, name)
+        file.check()
+    finally:
+        file.close()
+    return UnpackedFile(name, content)
 
 
 def _stamp(descriptor: int) -> tuple[int, int]:

@@ -5,7 +5,7 @@ import os
 from lilliput.errors import ArtifactError, InputError
 from lilliput.runtime._lil import Model
 from lilliput.runtime.images import ImageSession
-from lilliput.runtime.mapped import MappedFile
+from lilliput.runtime.mapped import load_file
 from lilliput.runtime.session import Session
 from lilliput.runtime.texts import TextSession
 
@@ -14,7 +14,8 @@ def open(path: str | os.PathLike[str], *, isa: str | None = None, num_threads: i
     """Open a `model.lil`: an `ImageSession`, or a `TextSession` where it was made for text.
 
     Args:
-        path: of a `model.lil`. All of it is verified.
+        path: of a `model.lil`. All of it is verified. Or of a packed one (`lil pack`), which is unpacked into memory
+            first: the same model, whose weights no other process shares, and its `file_bytes` are the unpacked ones.
         isa: take the kernels of this instruction set. None: of the one that the environment variable LILLIPUT_ISA
             names, or of the best that this machine has. The outputs are the same bits with each.
         num_threads: threads for a call of `run`. They share the examples of a batch, or the work of each where there
@@ -25,7 +26,7 @@ def open(path: str | os.PathLike[str], *, isa: str | None = None, num_threads: i
         FailureError: there is no memory for the arena, or no more threads can be started.
         InputError: an instruction set that is not there, or `num_threads` below 1.
     """
-    file = MappedFile(os.fspath(path))
+    file = load_file(os.fspath(path))
     file.keep_records()
     try:
         model = Model(file.mapping)  # holds on to the mapping

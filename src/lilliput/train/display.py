@@ -26,7 +26,7 @@ class TrainingDisplay:
 
     def start(self, epochs: int, total_steps: int, done_steps: int) -> None:
         self.progress.start()
-        self.steps_per_epoch = max(1, total_steps // epochs)
+        self.steps_per_epoch = max(1, total_steps // max(1, epochs))
         self.task = self.progress.add_task(
             self.stage, total=total_steps, completed=done_steps, epoch=1, epochs=epochs, loss=0.0, measure="-"
         )

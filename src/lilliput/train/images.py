@@ -1,4 +1,5 @@
-"""Training an image classifier: augmented batches, cross-entropy with label smoothing."""
+"""Training an image classifier: augmented batches, cross-entropy with label smoothing, and a teacher where a stage has
+one."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,24 +12,31 @@ from torch import Tensor, nn
 from lilliput.config import AugmentSettings, LoopSettings
 from lilliput.data import ImageDataset, Part
 from lilliput.data.augment import augment
+from lilliput.models.vit import ViT
 from lilliput.train.loop import Place, derive_seed
+from lilliput.train.teacher import distillation_loss
 
 
 @dataclass(frozen=True)
 class ImageClassification:
-    """An `Objective` of `lilliput.train.loop`."""
+    """An `Objective` of `lilliput.train.loop`; with settings that have `distill` it needs the `teacher`, in evaluation
+    mode."""
 
     data: ImageDataset
     augment: AugmentSettings
     seed: int
+    teacher: ViT | None = None
 
     def batches(self, settings: LoopSettings) -> int:
         return max(1, len(self.data.train.labels) // settings.batch_size)
 
     def loss(self, model: nn.Module, settings: LoopSettings, place: Place, device: torch.device) -> Tensor:
-        pixels, targets = self._batch(settings, place)
+        pixels, targets = (values.to(device) for values in self._batch(settings, place))
         model.train()
-        return F.cross_entropy(model(pixels.to(device)), targets.to(device), label_smoothing=settings.label_smoothing)
+        if settings.distill is None:
+            return F.cross_entropy(model(pixels), targets, label_smoothing=settings.label_smoothing)
+        assert isinstance(model, ViT) and self.teacher is not None
+        return distillation_loss(model, self.teacher, (pixels, targets), settings)
 
     def _batch(self, settings: LoopSettings, place: Place) -> tuple[Tensor, Tensor]:
         train = self.data.train

@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from lilliput.config import FitSettings
+from lilliput.config import FitSettings, PruneSettings
 from lilliput.errors import FailureError
 from lilliput.models import EMBEDDINGS
 from lilliput.train.state import TrainingState, load_state, save_state
@@ -88,17 +88,27 @@ def learning_rate(step: int, total_steps: int, settings: FitSettings) -> float:
     return settings.lr * (floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress)))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay on matrices only: biases, norms, embeddings and learned scales are left alone."""
+def parameter_groups(model: nn.Module, settings: FitSettings) -> list[dict[str, Any]]:
+    """Decay on matrices only: biases, norms, embeddings and learned scales are left alone. So are the scores of
+    pruning, whose learning rate is `lr_ratio` times that of all else."""
     decayed: list[nn.Parameter] = []
     free: list[nn.Parameter] = []
+    scores: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         is_embedding = any(part in EMBEDDINGS for part in name.split("."))
         is_matrix = parameter.ndim >= 2 and not name.endswith(".scale")
-        (decayed if is_matrix and not is_embedding else free).append(parameter)
-    return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+        group = scores if name.endswith(".scores") else decayed if is_matrix and not is_embedding else free
+        group.append(parameter)
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "weight_decay": settings.weight_decay, "lr_ratio": 1.0},
+        {"params": free, "weight_decay": 0.0, "lr_ratio": 1.0},
+    ]
+    if scores:
+        assert isinstance(settings, PruneSettings), "scores are gone when their stage has ended"
+        groups.append({"params": scores, "weight_decay": 0.0, "lr_ratio": settings.score_lr / settings.lr})
+    return groups
 
 
 def fit(model: nn.Module, settings: S, task: Task[S], display: Display | None = None) -> list[dict[str, Any]]:
@@ -114,7 +124,7 @@ def fit(model: nn.Module, settings: S, task: Task[S], display: Display | None = 
         KeyboardInterrupt: after the checkpoint was written.
     """
     accelerator = Accelerator(mixed_precision="no")  # bfloat16 products of levels are not exact
-    optimizer = torch.optim.AdamW(parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.999))
+    optimizer = torch.optim.AdamW(parameter_groups(model, settings), lr=settings.lr, betas=(0.9, 0.999))
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     steps_per_epoch = task.objective.batches(settings)
     total_steps = steps_per_epoch * settings.epochs
@@ -130,7 +140,7 @@ def fit(model: nn.Module, settings: S, task: Task[S], display: Display | None = 
             task.before_step(state.step, total_steps)
             lr = learning_rate(state.step, total_steps, settings)
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["lr_ratio"]
             loss = _step(wrapped, optimizer, accelerator, settings, task.objective, Place(epoch, index))
             task.after_step()
             state.after_step(loss)

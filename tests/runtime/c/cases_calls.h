@@ -44,12 +44,19 @@ static void make_unfold(test_case *c) {
     set_part(c, out_height * out_width);
 }
 
+/* Of a level, as the attribute says it. */
+static uint32_t random_level_bits(void) {
+    static const uint8_t some[] = {0, 0, 4, 6};
+    return some[below(4)];
+}
+
 static void make_quantize(test_case *c) {
     const size_t rows = random_size(70), cols = random_size(one_in(64) ? 2000 : 200);
     (void)add_floats(c, 0, rows, cols);
     add_output(c, 0, rows, (cols + 7) / 8 * 8, false);
     add_output(c, 1, rows, 1, true);
     set_part(c, rows);
+    c->call.a[0] = random_level_bits();
 }
 
 static void make_product(test_case *c, bool to_levels) {
@@ -83,6 +90,7 @@ static void make_linear(test_case *c) {
 static void make_linear_levels(test_case *c) {
     make_product(c, true);
     c->call.a[0] = (uint32_t)below(FINISH_GELU_TANH + 1);
+    c->call.a[1] = random_level_bits();
 }
 
 static void make_linear_add(test_case *c) {

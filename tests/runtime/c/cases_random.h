@@ -163,6 +163,8 @@ static const code_format code_formats[] = {
     {LIL_INT4, 4, 8, 9, 7},
     {LIL_POT4, 4, 8, 15, 7},
     {LIL_INT6, 6, 32, 33, 31},
+    {LIL_APOT4, 4, 8, 15, 7},
+    {LIL_APOT6, 6, 32, 63, 31},
 };
 
 /* How the codes of one tensor are chosen. */

@@ -52,9 +52,17 @@ static lil_status unfold_fits(const lil_operands *o) {
                         is(&o->out[0], rows, cols));
 }
 
+/* Whether levels may have so many bits; 0 is 8. */
+static bool are_bits(const lil_operands *o, uint32_t bits) {
+    return bits == 0 || (o->version > 1 && (bits == 4 || bits == 6));
+}
+
 static lil_status quantize_fits(const lil_operands *o) {
     const lil_buffer *x = &o->in[0];
     uint64_t padded;
+    if (!are_bits(o, o->a[0])) {
+        return LIL_BAD_OP_ATTRIBUTE;
+    }
     return shape_status(lil_align(x->cols, 8, &padded) && is(&o->out[0], x->rows, padded) &&
                         is(&o->out[1], x->rows, 1));
 }
@@ -77,9 +85,11 @@ static lil_status linear_fits(const lil_operands *o) {
 static lil_status linear_levels_fits(const lil_operands *o) {
     const uint32_t outputs = o->tensor[0].rows;
     uint64_t padded;
-    return o->a[0] > FINISH_GELU_TANH ? LIL_BAD_OP_ATTRIBUTE
-                                      : shape_status(product_fits(o) && lil_align(outputs, 8, &padded) &&
-                                                     o->out[0].cols == padded && holds(&o->tensor[3], 1, outputs));
+    if (o->a[0] > FINISH_GELU_TANH || !are_bits(o, o->a[1])) {
+        return LIL_BAD_OP_ATTRIBUTE;
+    }
+    return shape_status(product_fits(o) && lil_align(outputs, 8, &padded) && o->out[0].cols == padded &&
+                        holds(&o->tensor[3], 1, outputs));
 }
 
 static lil_status linear_add_fits(const lil_operands *o) {
@@ -191,7 +201,7 @@ const lil_rule lil_rules[LIL_NUM_KINDS] = {
     /* in, out, tensor, number of attributes, program, whole, fits */
     [LIL_NORMALIZE] = {{LIL_U8}, {LIL_F32}, {LIL_F32_SLOT, LIL_F32_SLOT}, 0, LIL_IMAGE_PROGRAM, false, normalize_fits},
     [LIL_UNFOLD] = {{LIL_F32}, {LIL_F32}, {0}, 5, LIL_IMAGE_PROGRAM, false, unfold_fits},
-    [LIL_QUANTIZE] = {{LIL_F32}, {LIL_I8, LIL_F32}, {0}, 0, LIL_ANY_PROGRAM, false, quantize_fits},
+    [LIL_QUANTIZE] = {{LIL_F32}, {LIL_I8, LIL_F32}, {0}, 1, LIL_ANY_PROGRAM, false, quantize_fits},
     [LIL_LINEAR] = {{LIL_I8, LIL_F32}, {LIL_F32}, {PRODUCT_SLOTS}, 1, LIL_ANY_PROGRAM, false, linear_fits},
     [LIL_LINEAR_ADD] = {{LIL_I8, LIL_F32, LIL_F32}, {LIL_F32}, {PRODUCT_SLOTS}, 0, LIL_ANY_PROGRAM, false,
                         linear_add_fits},
@@ -206,7 +216,7 @@ const lil_rule lil_rules[LIL_NUM_KINDS] = {
     [LIL_SCALE_SHIFT] = {{LIL_F32}, {LIL_F32}, NORM_TENSORS, 0, LIL_SEQUENCE_PROGRAM, false, scale_shift_fits},
     [LIL_NEIGHBORS] = {{LIL_F32}, {LIL_F32}, {0}, 0, LIL_SEQUENCE_PROGRAM, true, neighbors_fits},
     [LIL_TABLE_ATTENTION] = {{LIL_F32}, {LIL_F32, LIL_U8}, {0}, 4, LIL_ANY_PROGRAM, true, table_attention_fits},
-    [LIL_LINEAR_LEVELS] = {{LIL_I8, LIL_F32}, {LIL_I8}, {PRODUCT_SLOTS, LIL_BF16_SLOT}, 1, LIL_ANY_PROGRAM, false,
+    [LIL_LINEAR_LEVELS] = {{LIL_I8, LIL_F32}, {LIL_I8}, {PRODUCT_SLOTS, LIL_BF16_SLOT}, 2, LIL_ANY_PROGRAM, false,
                            linear_levels_fits},
     [LIL_CONCAT] = {{LIL_F32, LIL_F32}, {LIL_F32}, {0}, 0, LIL_SEQUENCE_PROGRAM, false, concat_fits},
 };
@@ -253,15 +263,25 @@ static lil_status check_slots(const lil_model *model, const lil_op *op, const li
     return status;
 }
 
-/* The lowest version that can hold the op. */
-static uint32_t first_version(const lil_op *op) {
-    const bool newer = op->kind == LIL_LINEAR && op->a[0] > FINISH_GELU;
-    return op->kind > LIL_MEAN_ROWS || lil_has_no_scales(op) || newer ? 2 : 1;
+/* Whether only version 2 can hold the op. (A `quantize` of fewer bits is refused in a file of version 1 by its rule.) */
+static bool is_newer(const lil_op *op) {
+    const bool by_attribute = (op->kind == LIL_LINEAR && op->a[0] > FINISH_GELU) ||
+                              (op->kind == LIL_QUANTIZE && op->a[0] != 0);
+    return op->kind > LIL_MEAN_ROWS || lil_has_no_scales(op) || by_attribute;
+}
+
+/* Whether only version 2 can hold the program, as far as its tensors and its kind say. */
+static bool has_newer(const lil_model *model) {
+    bool newer = model->max_tokens > 0;
+    for (uint32_t i = 0; i < model->num_tensors; i++) {
+        newer |= lil_tensor_at(model->tensors, i).format >= LIL_APOT4;
+    }
+    return newer;
 }
 
 lil_status lil_check_ops(lil_model *model) {
     const uint8_t other = model->max_tokens > 0 ? LIL_IMAGE_PROGRAM : LIL_SEQUENCE_PROGRAM;
-    uint32_t version = model->max_tokens > 0 ? 2 : 1; /* that the program needs */
+    uint32_t version = has_newer(model) ? 2 : 1; /* that the program needs */
     model->num_token_ids = UINT32_MAX;
     for (uint32_t i = 0; i < model->num_ops; i++) {
         const lil_op op = lil_op_at(model->ops, i);
@@ -269,9 +289,7 @@ lil_status lil_check_ops(lil_model *model) {
             (model->version == 1 && op.kind > LIL_MEAN_ROWS)) { /* its activations: by the op's rule */
             return lil_refuse(model, LIL_BAD_OP_KIND, i);
         }
-        if (first_version(&op) > version) {
-            version = 2;
-        }
+        version = is_newer(&op) ? 2 : version;
         lil_operands o = {.a = op.a, .version = model->version, .max_tokens = model->max_tokens};
         lil_status status = check_slots(model, &op, &lil_rules[op.kind], &o);
         if (status == LIL_OK && lil_rules[op.kind].whole && model->max_tokens > 0 && o.in[0].rows != 0) {

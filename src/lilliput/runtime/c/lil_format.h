@@ -31,8 +31,18 @@
 static const uint8_t lil_magic[8] = {0x89, 0x4C, 0x49, 0x4C, 0x0D, 0x0A, 0x1A, 0x0A};
 
 enum { LIL_U8 = 1, LIL_I8, LIL_F32, LIL_U32 }; /* buffer dtypes */
-enum { LIL_FORMAT_F32 = 1, LIL_BF16, LIL_INT8, LIL_INT4, LIL_POT4, LIL_INT6, LIL_NUM_FORMATS }; /* tensor formats */
-enum { LIL_ROWS = 0, LIL_TILES = 1, LIL_BLOCKS = 2, LIL_NUM_LAYOUTS };                        /* tensor layouts */
+enum { /* tensor formats; from LIL_APOT4 on of version 2 */
+    LIL_FORMAT_F32 = 1,
+    LIL_BF16,
+    LIL_INT8,
+    LIL_INT4,
+    LIL_POT4,
+    LIL_INT6,
+    LIL_APOT4,
+    LIL_APOT6,
+    LIL_NUM_FORMATS
+};
+enum { LIL_ROWS = 0, LIL_TILES = 1, LIL_BLOCKS = 2, LIL_NUM_LAYOUTS }; /* tensor layouts */
 
 enum {
     LIL_SECTION_BUFFERS = 1,
@@ -170,7 +180,7 @@ static inline uint32_t lil_element_bytes(uint32_t dtype) {
 
 /* Bits of a code format (LIL_INT8 and above). */
 static inline uint32_t lil_code_bits(uint16_t format) {
-    return format == LIL_INT8 ? 8 : format == LIL_INT6 ? 6 : 4;
+    return format == LIL_INT8 ? 8 : format == LIL_INT6 || format == LIL_APOT6 ? 6 : 4;
 }
 
 /* Inputs of a block of `tiles` and `blocks`, and its bytes; a block has 16 outputs. */

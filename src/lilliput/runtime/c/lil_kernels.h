@@ -81,7 +81,7 @@ void lil_op_normalize(const lil_call *call, const lil_part *part);
 /* f32 [h * w, C] -> f32 [oh * ow, k * k * C]; a: height, width, kernel, stride, padding. */
 void lil_op_unfold(const lil_call *call, const lil_part *part);
 
-/* f32 [R, K] -> i8 [R, P8(K)] levels -127..127, padding 0, and f32 [R, 1] scales >= 0. */
+/* f32 [R, K] -> i8 [R, P8(K)] levels, padding 0, and f32 [R, 1] scales >= 0; a: bits of a level (lil_largest_level). */
 void lil_op_quantize(const lil_call *call, const lil_part *part);
 
 /* i8 [R, P8(K)], f32 [R, 1] or the levels again (then all scales are 1), codes [N, K] in tiles or blocks, scale bf16
@@ -91,7 +91,7 @@ void lil_op_linear(const lil_call *call, const lil_part *part);
 void lil_op_linear_add(const lil_call *call, const lil_part *part);
 
 /* As linear, with activations 0 to 3, and then levels: i8 [R, P8(N)], padding 0, of the outputs times a multiplier
- * each, bf16 [1, N]. Both kinds of gelu are coarse here. */
+ * each, bf16 [1, N]. Both kinds of gelu are coarse here. a: activation, bits of a level. */
 void lil_op_linear_levels(const lil_call *call, const lil_part *part);
 
 /* What happens to a product's scaled sums: the activations of linear, by their numbers in the file, or linear_add's
@@ -171,22 +171,43 @@ static inline void lil_block_range(const lil_blocks *blocks, size_t row, size_t 
     *begin = first < *end ? first : *end;
 }
 
-/* Level of each 4-bit code, by format; code 8 is in no file. An 8-bit code is its level in two's complement. */
-static const int8_t lil_levels_4bit[2][16] = {
-    {0, 1, 2, 3, 4, 5, 6, 7, 0, -7, -6, -5, -4, -3, -2, -1},          /* LIL_INT4 */
-    {0, 1, 2, 4, 8, 16, 32, 64, 0, -1, -2, -4, -8, -16, -32, -64},    /* LIL_POT4 */
+/* Level of each 4-bit code, and of each 6-bit code; code 8, and 32, is in no file. An 8-bit code is its level in two's
+ * complement. */
+static const int8_t lil_levels_int4[16] = {0, 1, 2, 3, 4, 5, 6, 7, 0, -7, -6, -5, -4, -3, -2, -1};
+static const int8_t lil_levels_pot4[16] = {0, 1, 2, 4, 8, 16, 32, 64, 0, -1, -2, -4, -8, -16, -32, -64};
+static const int8_t lil_levels_apot4[16] = {0, 1, 4, 8, 2, 3, 6, 10, 0, -1, -4, -8, -2, -3, -6, -10};
+static const int8_t lil_levels_int6[64] = {
+    0,   1,   2,   3,   4,   5,   6,   7,   8,   9,   10,  11,  12,  13,  14,  15,
+    16,  17,  18,  19,  20,  21,  22,  23,  24,  25,  26,  27,  28,  29,  30,  31,
+    0,   -31, -30, -29, -28, -27, -26, -25, -24, -23, -22, -21, -20, -19, -18, -17,
+    -16, -15, -14, -13, -12, -11, -10, -9,  -8,  -7,  -6,  -5,  -4,  -3,  -2,  -1,
+};
+static const int8_t lil_levels_apot6[64] = {
+    0, 2,  16,  64,  1,  3,  17,  65,  8,  10,  24,  72,  32,  34,  48,  96,
+    4, 6,  20,  68,  5,  7,  21,  69,  12, 14,  28,  76,  36,  38,  52,  100,
+    0, -2, -16, -64, -1, -3, -17, -65, -8, -10, -24, -72, -32, -34, -48, -96,
+    -4, -6, -20, -68, -5, -7, -21, -69, -12, -14, -28, -76, -36, -38, -52, -100,
 };
 
-/* The same of each 6-bit code; code 32 is in no file. */
-static const int8_t lil_levels_6bit[1][64] = {
-    {0,   1,   2,   3,   4,   5,   6,   7,   8,   9,   10,  11,  12,  13,  14,  15,
-     16,  17,  18,  19,  20,  21,  22,  23,  24,  25,  26,  27,  28,  29,  30,  31,
-     0,   -31, -30, -29, -28, -27, -26, -25, -24, -23, -22, -21, -20, -19, -18, -17,
-     -16, -15, -14, -13, -12, -11, -10, -9,  -8,  -7,  -6,  -5,  -4,  -3,  -2,  -1}, /* LIL_INT6 */
-};
+/* The levels of a format's codes; NULL where a code is its level. */
+static inline const int8_t *lil_levels_of(uint16_t format) {
+    switch (format) {
+    case LIL_INT4: return lil_levels_int4;
+    case LIL_POT4: return lil_levels_pot4;
+    case LIL_INT6: return lil_levels_int6;
+    case LIL_APOT4: return lil_levels_apot4;
+    case LIL_APOT6: return lil_levels_apot6;
+    default: return NULL; /* LIL_INT8 */
+    }
+}
 
 static inline int8_t lil_level_8bit(uint8_t code) {
     return (int8_t)(code < 128 ? code : code - 256);
+}
+
+/* The largest of symmetric levels, by the attribute `bits`: 0 (which is 8), 6 or 4. */
+static inline float lil_largest_level(uint32_t bits) {
+    return bits == 4 ? 7.0f : bits == 6 ? 31.0f : 127.0f;
 }
 
 /* Table attention's weight of t: rint(127 * 2^(-t/32)), and 0 for 255 (src/lilliput/program/mathfn.py). */

@@ -19,6 +19,7 @@
 #endif
 
 #define LIL_LANES 16
+#define LIL_INT8_MAX 127.0f
 #define LIL_TINY 1e-30f /* rows whose largest magnitude is below this are zero */
 
 /* x within [low, high]; NaN becomes low. */
@@ -140,23 +141,23 @@ static inline float lil_max_magnitude(const float *restrict x, size_t n) {
     return m;
 }
 
-/* Symmetric int8 levels q[0..n), each -127..127, of x[0..n). Returns the scale: x ~ level * scale. */
-static inline float lil_quantize_row(const float *restrict x, size_t n, int8_t *restrict q) {
+/* Symmetric int8 levels q[0..n), each -limit..limit, of x[0..n). Returns the scale: x ~ level * scale. */
+static inline float lil_quantize_row(const float *restrict x, size_t n, float limit, int8_t *restrict q) {
     const float m = lil_max_magnitude(x, n);
     if (!(m >= LIL_TINY)) {
         memset(q, 0, n);
         return 0.0f;
     }
-    const float inv = 127.0f / m;
+    const float inv = limit / m;
     for (size_t i = 0; i < n; i++) {
-        q[i] = (int8_t)lil_rint(lil_clamp(x[i] * inv, -127.0f, 127.0f));
+        q[i] = (int8_t)lil_rint(lil_clamp(x[i] * inv, -limit, limit));
     }
-    return m / 127.0f;
+    return m / limit;
 }
 
 /* A level whose scale is a constant of the file. */
-static inline int8_t lil_static_level(float x, float multiplier) {
-    return (int8_t)lil_rint(lil_clamp(x * multiplier, -127.0f, 127.0f));
+static inline int8_t lil_static_level(float x, float multiplier, float limit) {
+    return (int8_t)lil_rint(lil_clamp(x * multiplier, -limit, limit));
 }
 
 #endif

@@ -57,7 +57,7 @@ typedef struct head {
 /* levels[t][0..width) and scales[t] of every token's `x`. */
 static void quantize_tokens(const head *h, const float *x, int8_t *levels, float *scales) {
     for (size_t t = 0; t < h->num_tokens; t++, x += h->row_stride, levels += h->width) {
-        scales[t] = lil_quantize_row(x, h->head_dim, levels);
+        scales[t] = lil_quantize_row(x, h->head_dim, LIL_INT8_MAX, levels);
         memset(levels + h->head_dim, 0, h->width - h->head_dim);
     }
 }
@@ -131,7 +131,7 @@ static void attend(const head *h, float logit_scale, size_t out_stride, float *y
     memset(h->query, 0, h->width);
     for (size_t i = 0; i < h->num_queries; i++, y += out_stride) {
         float scale;
-        score(h, lil_quantize_row(h->q + i * h->row_stride, h->head_dim, h->query), logit_scale);
+        score(h, lil_quantize_row(h->q + i * h->row_stride, h->head_dim, LIL_INT8_MAX, h->query), logit_scale);
         if (weigh(h, &scale)) {
             mix(h, scale, y);
         } else {

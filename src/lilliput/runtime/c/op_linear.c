@@ -12,8 +12,8 @@ static void decode_tiles(const uint8_t *restrict codes, size_t pair, uint16_t fo
                 w[k][n] = lil_level_8bit(codes[64 * (k / 4) + 4 * n + k % 4]);
             }
         }
-    } else if (format >= LIL_INT6) {
-        const int8_t *restrict levels = lil_levels_6bit[format - LIL_INT6];
+    } else if (lil_code_bits(format) == 6) {
+        const int8_t *restrict levels = lil_levels_of(format);
         const uint8_t *restrict lower = codes + 64 * pair, *restrict upper = codes + 128;
         for (size_t k = 0; k < 4; k++) {
             for (size_t n = 0; n < TILE_N; n++) {
@@ -23,7 +23,7 @@ static void decode_tiles(const uint8_t *restrict codes, size_t pair, uint16_t fo
             }
         }
     } else {
-        const int8_t *restrict levels = lil_levels_4bit[format - LIL_INT4];
+        const int8_t *restrict levels = lil_levels_of(format);
         for (size_t k = 0; k < 4; k++) {
             for (size_t n = 0; n < TILE_N; n++) {
                 const uint8_t both = codes[4 * n + k];
@@ -105,6 +105,7 @@ static void linear(const lil_call *call, const lil_part *part, finish how) {
     const float *residual = how == FINISH_ADD ? call->in[2].data : NULL;
     float *y = how & FINISH_LEVELS ? NULL : call->out[0].data;
     int8_t *levels = call->out[0].data;
+    const float limit = lil_largest_level(call->a[1]); /* of levels */
     for (size_t r0 = part->begin; r0 < part->end; r0 += BLOCK_R) {
         const size_t block_rows = part->end - r0 < BLOCK_R ? part->end - r0 : BLOCK_R;
         for (size_t n0 = 0; n0 < outputs; n0 += TILE_N) {
@@ -116,7 +117,8 @@ static void linear(const lil_call *call, const lil_part *part, finish how) {
                 finish_row(call, how, acc[r - r0], n0, count, row_scales == NULL ? 1.0f : row_scales[r],
                            residual == NULL ? NULL : residual + r * outputs + n0, row);
                 for (size_t n = 0; n < count && y == NULL; n++) {
-                    levels[r * padded_n + n0 + n] = lil_static_level(row[n], lil_bf16_at(call->tensor[3].data, n0 + n));
+                    const float multiplier = lil_bf16_at(call->tensor[3].data, n0 + n);
+                    levels[r * padded_n + n0 + n] = lil_static_level(row[n], multiplier, limit);
                 }
             }
         }

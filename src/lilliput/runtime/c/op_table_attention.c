@@ -35,7 +35,7 @@ typedef struct head {
 static void quantize_keys(const head *h) {
     int8_t *levels = h->keys;
     for (size_t t = 0; t < h->num_tokens; t++, levels += h->width) {
-        h->key_scales[t] = lil_quantize_row(h->k + t * h->row_stride, h->head_dim, levels);
+        h->key_scales[t] = lil_quantize_row(h->k + t * h->row_stride, h->head_dim, LIL_INT8_MAX, levels);
         memset(levels + h->head_dim, 0, h->width - h->head_dim);
     }
 }
@@ -85,7 +85,7 @@ static void attend(const head *h, size_t num_queries, float logit_scale, size_t 
     const float value_scale = quantize_values(h);
     memset(h->query, 0, h->width);
     for (size_t i = 0; i < num_queries; i++, y += out_stride) {
-        const float query_scale = lil_quantize_row(h->q + i * h->row_stride, h->head_dim, h->query);
+        const float query_scale = lil_quantize_row(h->q + i * h->row_stride, h->head_dim, LIL_INT8_MAX, h->query);
         const int32_t sum = weigh(h, query_scale * logit_scale);
         const float f = sum > 0 ? value_scale / (float)sum : 0.0f;
         for (size_t d = 0; d < h->head_dim; d++) {

@@ -7,22 +7,23 @@
 /* How one format's codes become levels plus an offset. */
 typedef struct decoder {
     uint16_t format;
+    uint16_t bits; /* of a code */
     __m512i table; /* of 64 entries; vpermb looks at 6 bits of its index, so a table of 16 is there four times */
     __m512i flip;  /* LIL_INT8: codes exclusive-or this */
 } decoder;
 
 /* Levels as they are, or, `is_unsigned`, with unsigned_offset added. */
 LIL_INLINE uint8_t unsigned_offset(uint16_t format) {
-    return format == LIL_INT8 ? 128 : 64; /* of the other formats no level is beyond -64..64 */
+    return format == LIL_INT8 || format == LIL_APOT6 ? 128 : 64; /* of the others no level is beyond -64..64 */
 }
 
 LIL_INLINE decoder decoder_of(uint16_t format, bool is_unsigned) {
     const __m512i offset = _mm512_set1_epi8((char)(is_unsigned ? unsigned_offset(format) : 0));
-    decoder d = {.format = format, .table = offset, .flip = offset};
-    if (format == LIL_INT6) {
-        d.table = _mm512_add_epi8(_mm512_loadu_si512(lil_levels_6bit[0]), offset);
-    } else if (format != LIL_INT8) {
-        const int8_t *levels = lil_levels_4bit[format - LIL_INT4];
+    decoder d = {.format = format, .bits = (uint16_t)lil_code_bits(format), .table = offset, .flip = offset};
+    const int8_t *levels = lil_levels_of(format);
+    if (d.bits == 6) {
+        d.table = _mm512_add_epi8(_mm512_loadu_si512(levels), offset);
+    } else if (d.bits == 4) {
         const __m128i table = _mm_loadu_si128((const __m128i *)(const void *)levels);
         d.table = _mm512_add_epi8(_mm512_broadcast_i32x4(table), offset);
     }
@@ -31,10 +32,10 @@ LIL_INLINE decoder decoder_of(uint16_t format, bool is_unsigned) {
 
 /* Pair number `pair` of tiles (2 x 4 inputs, 16 outputs) of the block at `codes`. */
 LIL_INLINE void decode_pair(const decoder *d, const uint8_t *codes, size_t pair, __m512i tile[2]) {
-    if (d->format == LIL_INT8) {
+    if (d->bits == 8) {
         tile[0] = _mm512_xor_si512(_mm512_loadu_si512(codes), d->flip);
         tile[1] = _mm512_xor_si512(_mm512_loadu_si512(codes + 64), d->flip);
-    } else if (d->format != LIL_INT6) {
+    } else if (d->bits == 4) {
         const __m512i both = _mm512_loadu_si512(codes);
         tile[0] = _mm512_permutexvar_epi8(both, d->table);
         tile[1] = _mm512_permutexvar_epi8(_mm512_srli_epi16(both, 4), d->table);
@@ -54,7 +55,7 @@ LIL_INLINE void decode_pair(const decoder *d, const uint8_t *codes, size_t pair,
 /* The same for 64 inputs, which are whole blocks: 1024 bytes, to a multiple of 64. */
 LIL_INLINE void decode_tiles_64(const decoder *d, const uint8_t *codes, uint8_t *levels) {
     __m512i tile[2];
-    if (d->format == LIL_INT6) {
+    if (d->bits == 6) {
         LIL_UNROLL
         for (size_t i = 0; i < 8; i++) {
             decode_pair(d, codes + i / 2 * 192, i % 2, tile);

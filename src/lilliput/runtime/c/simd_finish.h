@@ -8,6 +8,7 @@
 typedef struct finish_target {
     const uint8_t *scale, *bias; /* bf16, one an output */
     const uint8_t *multiplier;   /* the same, with FINISH_LEVELS only */
+    float limit;                 /* of a level */
     const float *row_scales;
     size_t row_step;             /* from one row's scale to the next: 0 where all have the first */
     const float *residual;       /* FINISH_ADD only */
@@ -26,6 +27,7 @@ LIL_INLINE finish_target finish_target_of(const lil_call *call) {
         .scale = call->tensor[1].data,
         .bias = call->tensor[2].data,
         .multiplier = call->tensor[3].data,
+        .limit = lil_largest_level(call->a[1]),
         .row_scales = own_scales ? call->in[1].data : &one,
         .row_step = own_scales ? 1 : 0,
         .residual = call->in[2].data,
@@ -46,6 +48,7 @@ LIL_INLINE void finish_rows(const finish_target *t, finish how, const int32_t *s
     const lanes multiplier = how & FINISH_LEVELS ? lanes_from_bf16(t->multiplier + 2 * n0) : lanes_zero();
     /* Copies: what `t` points to could be written through y, as far as the compiler knows. */
     const size_t stride = t->stride, row_step = t->row_step;
+    const float limit = t->limit;
     const float *row_scale = t->row_scales + r0 * row_step;
     float *y = how & FINISH_LEVELS ? NULL : t->y + r0 * stride + n0;
     int8_t *levels = how & FINISH_LEVELS ? t->levels + r0 * stride + (n0 & t->column_mask) : NULL;
@@ -66,7 +69,7 @@ LIL_INLINE void finish_rows(const finish_target *t, finish how, const int32_t *s
             residual += stride;
         }
         if (how & FINISH_LEVELS) {
-            lanes_i32_store_i8(levels, lanes_static_levels(value, multiplier));
+            lanes_i32_store_i8(levels, lanes_static_levels(value, multiplier, limit));
             levels += stride;
         } else {
             lanes_store(y, value);
@@ -106,7 +109,8 @@ static void finish_part(const finish_target *t, finish how, const int32_t *sums,
         memcpy(vectors[2], t->multiplier + 2 * n0, 2 * count);
     }
     finish_target copy = {.scale = vectors[0], .bias = vectors[1], .multiplier = vectors[2], .row_step = t->row_step,
-                          .residual = values[0], .y = values[0], .levels = levels[0], .stride = 16};
+                          .residual = values[0], .y = values[0], .levels = levels[0], .stride = 16,
+                          .limit = t->limit};
     for (size_t done = 0, n; done < rows; done += n) {
         n = rows - done < 16 ? rows - done : 16;
         const size_t at = (r0 + done) * t->stride + n0, to = (r0 + done) * t->stride + (n0 & t->column_mask);

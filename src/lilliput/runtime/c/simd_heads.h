@@ -39,7 +39,7 @@ LIL_INLINE lanes_i32 levels_at(const head *h, const float *x, const row_scales *
 /* 16 rows as tiles, and their scales; the missing ones repeat the last. */
 static void quantize_tiles(const head *h, const float *x, size_t rows, int8_t *tiles, float scale[ROWS]) {
     row_scales s;
-    simd_row_scales(x, h->row_stride, rows, h->head_dim, &s);
+    simd_row_scales(x, h->row_stride, rows, h->head_dim, LIL_INT8_MAX, &s);
     memcpy(scale, s.scale, sizeof s.scale);
     for (size_t d = 0; d < h->width; d += 16) {
         lanes_i32 levels[ROWS];

@@ -4,10 +4,12 @@
  * offset makes the weights' levels unsigned, and is taken away again as offset times the sum of a row's activations:
  *   int4  levels + 8 are 1..15: eight pairs are added in 16 bits, 16 * 15 * 127 < 2^15, and then once to 32 bits;
  *   int6  levels + 32 are 1..63: two pairs are, 4 * 63 * 127 < 2^15;
+ *   apot4 levels + 10 are 0..20: two pairs too, in int6's loop: six would fit, in one of their own;
  *   pot4  levels + 64 are 0..128: a pair is at most 2 * 128 * 127 < 2^15, and goes to 32 bits at once. But in most
  *         rows any eight activations that meet have magnitudes of at most 511 in all: then four pairs less the
  *         offset's share fit 16 bits, 64 * 511 < 2^15, where what is on the way wraps around.
- * Levels and activations of int8 are widened to 16 bits: an instruction adds pairs of their products in 32 bits.
+ * Levels of int8 and apot6 (up to 100: no pair with an offset would fit), and their activations, are widened to 16 bits:
+ * an instruction adds pairs of their products in 32 bits.
  *
  * The weights of 16 outputs are decoded once for a group of rows; the innermost loops hold the sums of up to 4 rows by
  * 16 outputs in registers. */
@@ -23,30 +25,44 @@ enum {
     CHUNK = 128,         /* steps that are decoded at a time */
     GROUP = 80,          /* rows that share what is decoded, at most */
     SMALL = 511,         /* eight activations of a run: their magnitudes together */
-    NUM_WORDS = 1 << 14, /* int8: activations of a group, widened; pot4: twice as many as biases */
+    NUM_WORDS = 1 << 14, /* of a group: activations, widened; pot4: twice as many as biases */
 };
 
 /* What is added to a format's levels here. */
 LIL_INLINE int32_t level_offset(uint16_t format) {
-    return format == LIL_POT4 ? 64 : format == LIL_INT6 ? 32 : format == LIL_INT4 ? 8 : 0;
+    switch (format) {
+    case LIL_POT4: return 64;
+    case LIL_INT6: return 32;
+    case LIL_APOT4: return 10;
+    case LIL_INT4: return 8;
+    default: return 0; /* widened */
+    }
 }
 
-/* Levels with the offset of `steps` steps of 6-bit codes, or one more: a level + 32 is its code with one bit turned. */
-static void decode_6bit(const uint8_t *codes, size_t steps, uint8_t *w) {
-    const __m256i nibble = _mm256_set1_epi8(15), high = _mm256_set1_epi8(0x30), turned = _mm256_set1_epi8(0x20);
+/* 32 codes of each of a 6-bit block's four tiles, from code i on. */
+LIL_INLINE void codes_6bit(const uint8_t *block, size_t i, __m256i code[4]) {
+    const __m256i nibble = _mm256_set1_epi8(15), high = _mm256_set1_epi8(0x30), upper = load_bytes(block + i + 128);
+    const __m256i low[2] = {load_bytes(block + i), load_bytes(block + i + 64)};
+    const __m256i upper_bits[4] = {_mm256_slli_epi16(upper, 4), _mm256_slli_epi16(upper, 2), upper,
+                                   _mm256_srli_epi16(upper, 2)};
+    LIL_UNROLL
+    for (size_t t = 0; t < 4; t++) {
+        const __m256i bits = t % 2 == 0 ? low[t / 2] : _mm256_srli_epi16(low[t / 2], 4);
+        code[t] = _mm256_or_si256(_mm256_and_si256(bits, nibble), _mm256_and_si256(upper_bits[t], high));
+    }
+}
+
+/* Levels with the offset of `steps` steps of int6, or one more: a level + 32 is its code with one bit turned. */
+static void decode_int6(const uint8_t *codes, size_t steps, uint8_t *w) {
+    const __m256i turned = _mm256_set1_epi8(0x20);
     for (size_t s = 0; s < steps; s += 2, codes += 192, w += 256) {
         LIL_UNROLL
         for (size_t i = 0; i < 64; i += 32) {
-            const __m256i upper = load_bytes(codes + i + 128);
-            const __m256i low[2] = {load_bytes(codes + i), load_bytes(codes + i + 64)};
-            const __m256i upper_bits[4] = {_mm256_slli_epi16(upper, 4), _mm256_slli_epi16(upper, 2), upper,
-                                           _mm256_srli_epi16(upper, 2)};
+            __m256i code[4];
+            codes_6bit(codes, i, code);
             LIL_UNROLL
             for (size_t t = 0; t < 4; t++) {
-                const __m256i bits = t % 2 == 0 ? low[t / 2] : _mm256_srli_epi16(low[t / 2], 4);
-                const __m256i code = _mm256_or_si256(_mm256_and_si256(bits, nibble),
-                                                     _mm256_and_si256(upper_bits[t], high));
-                store_bytes(w + 64 * t + i, _mm256_xor_si256(code, turned));
+                store_bytes(w + 64 * t + i, _mm256_xor_si256(code[t], turned));
             }
         }
     }
@@ -54,7 +70,7 @@ static void decode_6bit(const uint8_t *codes, size_t steps, uint8_t *w) {
 
 /* Levels with the offset of `steps` steps of 4-bit codes. */
 static void decode_4bit(const uint8_t *codes, uint16_t format, size_t steps, uint8_t *w) {
-    const __m256i levels = _mm256_broadcastsi128_si256(lanes_bytes(lil_levels_4bit[format - LIL_INT4]));
+    const __m256i levels = _mm256_broadcastsi128_si256(lanes_bytes(lil_levels_of(format)));
     const __m256i table = _mm256_add_epi8(levels, _mm256_set1_epi8((char)level_offset(format)));
     const __m256i nibble = _mm256_set1_epi8(15);
     for (const uint8_t *end = codes + 64 * steps; codes < end; codes += 64, w += 128) {
@@ -78,6 +94,29 @@ static void widen_codes(const uint8_t *codes, size_t steps, uint8_t *w) {
             store_bytes(w + i, _mm256_cvtepi8_epi16(_mm256_castsi256_si128(pairs)));
             store_bytes(w + i + 64, _mm256_cvtepi8_epi16(_mm256_extracti128_si256(pairs, 1)));
         }
+    }
+}
+
+/* The same of `steps` steps of apot6, or one more. Of a code's six bits the upper one is the sign. */
+static void widen_apot6(const uint8_t *codes, size_t steps, uint8_t *w) {
+    const __m256i small = _mm256_broadcastsi128_si256(lanes_bytes(lil_levels_apot6));
+    const __m256i large = _mm256_broadcastsi128_si256(lanes_bytes(lil_levels_apot6 + 16)), one = _mm256_set1_epi8(1);
+    for (size_t s = 0; s < steps; s += 2, codes += 192, w += 512) {
+        uint8_t levels[256];
+        LIL_UNROLL
+        for (size_t i = 0; i < 64; i += 32) {
+            __m256i code[4];
+            codes_6bit(codes, i, code);
+            LIL_UNROLL
+            for (size_t t = 0; t < 4; t++) { /* tables look at four bits, and the choice between them at bit 7 */
+                const __m256i size = _mm256_blendv_epi8(_mm256_shuffle_epi8(small, code[t]),
+                                                        _mm256_shuffle_epi8(large, code[t]),
+                                                        _mm256_slli_epi16(code[t], 3));
+                const __m256i sign = _mm256_or_si256(_mm256_slli_epi16(code[t], 2), one); /* never 0 */
+                store_bytes(levels + 64 * t + i, _mm256_sign_epi8(size, sign));
+            }
+        }
+        widen_codes(levels, 2, w);
     }
 }
 
@@ -155,8 +194,12 @@ static size_t decode(const uint8_t *codes, uint16_t format, size_t steps, uint8_
         widen_codes(codes, steps, w);
         return 4 * steps;
     }
+    if (format == LIL_APOT6) {
+        widen_apot6(codes, steps, w);
+        return 4 * steps;
+    }
     if (format == LIL_INT6) {
-        decode_6bit(codes, steps, w);
+        decode_int6(codes, steps, w);
     } else {
         decode_4bit(codes, format, steps, w);
     }
@@ -174,7 +217,7 @@ typedef struct group {
     int32_t start[GROUP];
     union {
         int32_t biases[NUM_WORDS / 2];         /* pot4 in tiles */
-        _Alignas(64) int16_t words[NUM_WORDS]; /* int8: of the last chunk */
+        _Alignas(64) int16_t words[NUM_WORDS]; /* where they are widened: of the last chunk */
         int8_t bytes[2 * NUM_WORDS];           /* others in blocks: the same */
     } room;
 } group;
@@ -195,7 +238,7 @@ static void prepare(chunk *c, const lil_constant *codes, size_t block_row, group
     const size_t block = block_row * ((steps + block_steps - 1) / block_steps) + first / block_steps;
     c->first = first;
     c->tiles = decode(codes->data + block * lil_block_bytes(codes->format), codes->format, count, c->w);
-    if (codes->format != LIL_INT8) {
+    if (!is_widened(codes->format)) {
         c->x = (const uint8_t *)g->x + first * STEP;
         c->stride = g->padded_k;
         return;
@@ -215,16 +258,17 @@ LIL_INLINE __m128i step_at(const int8_t *x, size_t k, size_t padded_k) {
 /* `count` stored blocks from number `first` on; the activations that they meet are copied together. */
 static void prepare_stored(chunk *c, const lil_blocks *stored, uint16_t format, group *g, size_t first, size_t count) {
     const size_t width = lil_block_cols(format), n = count * width;
+    const bool widened = is_widened(format);
     c->first = 0;
     c->tiles = decode(stored->codes + first * lil_block_bytes(format), format, n / STEP, c->w);
     c->x = (const uint8_t *)g->room.bytes;
-    c->stride = format == LIL_INT8 ? 2 * n : n;
+    c->stride = widened ? 2 * n : n;
     for (size_t i = 0; i < n; i += STEP) {
         const size_t k = lil_u16_at(stored->columns, first + i / width) * width + i % width;
         const int8_t *x = g->x;
         for (size_t r = 0; r < g->rows; r++, x += g->padded_k) {
             const __m128i levels = step_at(x, k, g->padded_k);
-            if (format == LIL_INT8) {
+            if (widened) {
                 _mm_storeu_si128((__m128i *)(void *)(g->room.words + r * n + i), _mm_cvtepi8_epi16(levels));
             } else {
                 _mm_storel_epi64((__m128i *)(void *)(g->room.bytes + r * n + i), levels);
@@ -235,6 +279,7 @@ static void prepare_stored(chunk *c, const lil_blocks *stored, uint16_t format, 
 
 /* `tiles`: not stored blocks, whose sums begin with those of their own activations. */
 static void start_group(group *g, uint16_t format, bool tiles) {
+    const int32_t offset = tiles ? level_offset(format) : 0;
     size_t others = g->rows;
     g->num_biased = 0;
     g->num_biases = (g->padded_k + 4 * POT4_RUN - 1) / (4 * POT4_RUN);
@@ -245,7 +290,7 @@ static void start_group(group *g, uint16_t format, bool tiles) {
             g->start[r] = 0;
         } else {
             g->order[--others] = (uint8_t)r;
-            g->start[r] = tiles && format != LIL_INT8 ? offset_sum(x, g->padded_k, level_offset(format)) : 0;
+            g->start[r] = offset != 0 ? offset_sum(x, g->padded_k, offset) : 0;
         }
     }
 }
@@ -281,14 +326,14 @@ static void multiply_stored(const lil_constant *codes, size_t block_row, group *
     const lil_blocks stored = lil_blocks_of(codes);
     const size_t width = lil_block_cols(codes->format), room = NUM_WORDS / width / g->rows;
     const size_t limit = room < CHUNK * STEP / width ? room : CHUNK * STEP / width;
+    const int32_t offset = level_offset(codes->format);
     size_t i, end, count;
     lil_block_range(&stored, block_row, &i, &end);
     for (; i < end; i += count) {
         count = end - i < limit ? end - i : limit;
         prepare_stored(c, &stored, codes->format, g, i, count);
-        for (size_t r = 0; r < g->rows && codes->format != LIL_INT8; r++) {
-            const int32_t start = offset_sum((const int8_t *)c->x + r * c->stride, c->stride,
-                                             level_offset(codes->format));
+        for (size_t r = 0; r < g->rows && offset != 0; r++) {
+            const int32_t start = offset_sum((const int8_t *)c->x + r * c->stride, c->stride, offset);
             lanes_i32_store(sums[r], lanes_i32_add(lanes_i32_load(sums[r]), lanes_i32_set(start)));
         }
         multiply_rows(g, c, codes->format, sums);
@@ -324,7 +369,7 @@ static void multiply_group(const lil_call *call, finish how, size_t r0, size_t r
 static size_t group_limit(uint16_t format, size_t padded_k) {
     const size_t k = padded_k < CHUNK * STEP ? padded_k : CHUNK * STEP;
     const size_t num_biases = (padded_k + 4 * POT4_RUN - 1) / (4 * POT4_RUN);
-    const size_t limit = format == LIL_INT8 ? NUM_WORDS / k : format == LIL_POT4 ? NUM_WORDS / 2 / num_biases : GROUP;
+    const size_t limit = is_widened(format) ? NUM_WORDS / k : format == LIL_POT4 ? NUM_WORDS / 2 / num_biases : GROUP;
     return limit < GROUP ? limit : GROUP;
 }
 

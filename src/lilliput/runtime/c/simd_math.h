@@ -8,10 +8,10 @@
 #error "include one simd_lanes_*.h first"
 #endif
 
-/* Levels whose scale is a constant of the file: rint(clamp(x * multiplier, -127, 127)). */
-LIL_INLINE lanes_i32 lanes_static_levels(lanes x, lanes multiplier) {
-    const lanes scaled = lanes_max(lanes_mul(x, multiplier), lanes_set(-127.0f)); /* NaN becomes -127 */
-    return lanes_round(lanes_min(scaled, lanes_set(127.0f)));
+/* Levels whose scale is a constant of the file: rint(clamp(x * multiplier, -limit, limit)). */
+LIL_INLINE lanes_i32 lanes_static_levels(lanes x, lanes multiplier, float limit) {
+    const lanes scaled = lanes_max(lanes_mul(x, multiplier), lanes_set(-limit)); /* NaN becomes -limit */
+    return lanes_round(lanes_min(scaled, lanes_set(limit)));
 }
 
 LIL_INLINE lanes lanes_relu(lanes x) {

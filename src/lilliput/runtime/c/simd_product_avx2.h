@@ -8,9 +8,14 @@ enum {
     BLOCK = 4,       /* rows whose sums stay in registers */
     SMALL_BLOCK = 3, /* the same of pot4 in runs, whose 16-bit sums take registers too */
     INT4_RUN = 8,    /* tiles whose products are added in 16 bits */
-    INT6_RUN = 2,
+    INT6_RUN = 2,    /* of apot4 too */
     POT4_RUN = 4,
 };
+
+/* Whether a format's levels are multiplied as words. */
+LIL_INLINE bool is_widened(uint16_t format) {
+    return format == LIL_INT8 || format == LIL_APOT6;
+}
 
 /* Some rows of a group by 16 outputs. A tile of 64 bytes has four levels of 16 outputs, or, widened, two; each is
  * multiplied by four bytes of a row's activations. */
@@ -74,7 +79,7 @@ LIL_INLINE void multiply_pairs(const product *p, bool words, size_t count) {
     end_rows(p, count, acc);
 }
 
-/* The pairs of `run` tiles are added in 16 bits, from p->bias on or (int4, int6) from 0, and then to 32 bits; p->tiles
+/* The pairs of `run` tiles are added in 16 bits, from p->bias on or (but for pot4) from 0, and then to 32 bits; p->tiles
  * is a multiple of `run`, which is a literal too. */
 LIL_INLINE void multiply_whole_runs(const product *p, size_t run, bool biased, size_t count) {
     const __m256i ones = _mm256_set1_epi16(1);
@@ -134,11 +139,11 @@ LIL_INLINE void multiply_runs(const product *p, size_t run, bool biased, size_t 
 
 #define LIL_SUMS_OF(n, fits)                                                                                          \
     case n:                                                                                                           \
-        if (format == LIL_INT8) {                                                                                     \
+        if (is_widened(format)) {                                                                                     \
             multiply_pairs(p, true, n);                                                                               \
         } else if (format == LIL_INT4) {                                                                              \
             multiply_runs(p, INT4_RUN, false, n);                                                                     \
-        } else if (format == LIL_INT6) {                                                                              \
+        } else if (format == LIL_INT6 || format == LIL_APOT4) {                                                       \
             multiply_runs(p, INT6_RUN, false, n);                                                                     \
         } else if (p->bias == NULL) {                                                                                 \
             multiply_pairs(p, false, n);                                                                              \

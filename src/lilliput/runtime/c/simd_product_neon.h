@@ -63,9 +63,9 @@ static void prepare_chunk(chunk *c, uint16_t format, const uint8_t *codes, const
     const uint32_t width = lil_block_cols(format), bits = lil_code_bits(format);
     c->levels = bits == 8 ? (const int8_t *)codes : c->decoded; /* a code of 8 bits is its level */
     if (bits == 4) {
-        decode_4bit(codes, count, lil_levels_4bit[format - LIL_INT4], c->decoded);
+        decode_4bit(codes, count, lil_levels_of(format), c->decoded);
     } else if (bits == 6) {
-        decode_6bit(codes, count, lil_levels_6bit[format - LIL_INT6], c->decoded);
+        decode_6bit(codes, count, lil_levels_of(format), c->decoded);
     }
     c->steps = 0;
     for (size_t i = 0; i < count; i++) {

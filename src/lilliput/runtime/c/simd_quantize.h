@@ -20,22 +20,23 @@ LIL_INLINE lanes simd_magnitudes(const float *x, size_t n) {
 enum { ROWS = 16 }; /* rows whose lanes are reduced together */
 
 /* What quantises 16 rows: level = rint(max(x * inverse, low)). A row of zeros has low 0, so that NaN becomes 0 there
- * and -127 elsewhere, as lil_quantize_row has it; x * inverse cannot pass 127 by as much as 0.5. */
+ * and -limit elsewhere, as lil_quantize_row has it; x * inverse cannot pass the limit by as much as 0.5. */
 typedef struct row_scales {
     _Alignas(64) float inverse[ROWS];
     float low[ROWS];
     float scale[ROWS];
 } row_scales;
 
-/* Scales of `rows` (1..16) rows of n floats, `stride` apart; the missing ones are as rows of zeros. */
-static void simd_row_scales(const float *x, size_t stride, size_t rows, size_t n, row_scales *s) {
+/* Scales of `rows` (1..16) rows of n floats, `stride` apart; the missing ones are as rows of zeros. Levels are -limit to
+ * limit. */
+static void simd_row_scales(const float *x, size_t stride, size_t rows, size_t n, float limit, row_scales *s) {
     lanes largest[ROWS];
     for (size_t r = 0; r < ROWS; r++) {
         largest[r] = r < rows ? simd_magnitudes(x + r * stride, n) : lanes_zero();
     }
-    const lanes m = lanes_largest16(largest), tiny = lanes_set(LIL_TINY), top = lanes_set(127.0f);
+    const lanes m = lanes_largest16(largest), tiny = lanes_set(LIL_TINY), top = lanes_set(limit);
     lanes_store(s->inverse, lanes_where_ge(m, tiny, lanes_div(top, m)));
-    lanes_store(s->low, lanes_where_ge(m, tiny, lanes_set(-127.0f)));
+    lanes_store(s->low, lanes_where_ge(m, tiny, lanes_set(-limit)));
     lanes_store(s->scale, lanes_where_ge(m, tiny, lanes_div(m, top)));
 }
 

@@ -73,12 +73,13 @@ LIL_INLINE size_t at_most(size_t n, size_t limit) {
 static void quantize(const lil_call *call, const lil_part *part) {
     const size_t cols = call->in[0].cols, padded = call->out[0].cols;
     float *scale = call->out[1].data;
+    const float limit = lil_largest_level(call->a[0]);
     for (size_t r0 = part->begin; r0 < part->end; r0 += ROWS) {
         const size_t rows = at_most(part->end - r0, ROWS);
         const float *x = (const float *)call->in[0].data + r0 * cols;
         int8_t *q = (int8_t *)call->out[0].data + r0 * padded;
         row_scales s;
-        simd_row_scales(x, cols, rows, cols, &s);
+        simd_row_scales(x, cols, rows, cols, limit, &s);
         for (size_t r = 0; r < rows; r++) {
             simd_store_levels(x + r * cols, cols, &s, r, q + r * padded, padded);
         }
@@ -182,8 +183,8 @@ static void prepend_token(const lil_call *call, const lil_part *part) {
     float *y = call->out[0].data;
     if (codes->format == LIL_INT8) {
         embed_row(codes->data, NULL, scale, NULL, y, cols);
-    } else if (codes->format <= LIL_POT4) {
-        embed_row(codes->data, lil_levels_4bit[codes->format - LIL_INT4], scale, NULL, y, cols);
+    } else if (lil_code_bits(codes->format) == 4) {
+        embed_row(codes->data, lil_levels_of(codes->format), scale, NULL, y, cols);
     } else {
         lil_op_prepend_token(call, part);
         return;
@@ -194,10 +195,11 @@ static void prepend_token(const lil_call *call, const lil_part *part) {
 static void add_positions(const lil_call *call, const lil_part *part) {
     const lil_constant *codes = &call->tensor[0];
     const size_t cols = call->in[0].cols, row_bytes = codes->format == LIL_INT8 ? cols : (cols + 1) / 2;
+    const int8_t *levels = lil_levels_of(codes->format);
     const uint8_t *row = codes->data + part->begin * row_bytes;
     const float *x = (const float *)call->in[0].data + part->begin * cols;
     float *y = (float *)call->out[0].data + part->begin * cols;
-    if (codes->format > LIL_POT4) {
+    if (lil_code_bits(codes->format) == 6) {
         lil_op_add_positions(call, part);
         return;
     }
@@ -206,7 +208,7 @@ static void add_positions(const lil_call *call, const lil_part *part) {
         if (codes->format == LIL_INT8) {
             embed_row(row, NULL, scale, x, y, cols);
         } else {
-            embed_row(row, lil_levels_4bit[codes->format - LIL_INT4], scale, x, y, cols);
+            embed_row(row, levels, scale, x, y, cols);
         }
     }
 }
@@ -214,9 +216,10 @@ static void add_positions(const lil_call *call, const lil_part *part) {
 static void embed_tokens(const lil_call *call, const lil_part *part) {
     const lil_constant *codes = &call->tensor[0];
     const size_t cols = codes->cols, row_bytes = codes->format == LIL_INT8 ? cols : (cols + 1) / 2;
+    const int8_t *levels = lil_levels_of(codes->format);
     const uint32_t *ids = call->in[0].data;
     float *y = (float *)call->out[0].data + part->begin * cols;
-    if (codes->format > LIL_POT4) {
+    if (lil_code_bits(codes->format) == 6) {
         lil_op_embed_tokens(call, part);
         return;
     }
@@ -226,7 +229,7 @@ static void embed_tokens(const lil_call *call, const lil_part *part) {
         if (codes->format == LIL_INT8) {
             embed_row(row, NULL, scale, NULL, y, cols);
         } else {
-            embed_row(row, lil_levels_4bit[codes->format - LIL_INT4], scale, NULL, y, cols);
+            embed_row(row, levels, scale, NULL, y, cols);
         }
     }
 }

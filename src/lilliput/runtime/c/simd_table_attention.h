@@ -44,7 +44,7 @@ static float quantize_values_together(const head *h) {
 static void quantize_queries(const head *h, size_t q0, queries *q) {
     const float *x = h->q + q0 * h->row_stride;
     row_scales s;
-    simd_row_scales(x, h->row_stride, q->count, h->head_dim, &s);
+    simd_row_scales(x, h->row_stride, q->count, h->head_dim, LIL_INT8_MAX, &s);
     lanes_store(q->scale, lanes_mul(lanes_load(s.scale), lanes_set(h->logit_scale)));
     for (size_t r = 0; r < q->count; r++) {
         simd_store_levels(x + r * h->row_stride, h->head_dim, &s, r, h->queries + r * h->width, h->width);
