@@ -73,8 +73,8 @@ def test_recipes_of_the_project_are_valid() -> None:
         "cifar10": Recipe,
         "deit-pot4": ImageCompressRecipe,
         "digits": Recipe,
-        "fashion-mnist": Recipe,
         "fashion-mnist-vit": Recipe,
+        "fashion-mnist": Recipe,
         "minilm-pot4": TextCompressRecipe,
     }
     recipes = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))

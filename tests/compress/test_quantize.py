@@ -192,9 +192,9 @@ def test_powers_of_two_stay_in_the_model_and_in_the_file(name: str, epochs: int)
         optimizer.step()
     program = artifact.from_bytes(artifact.to_bytes(program_of(model)), "shift.lil")
     claims = work.claims(model)
-    assert [claim.kind for claim in claims] == ["formats", "power-of-two scales"]
+    assert [claim.kind for claim in claims] == ["formats", "activation bits", "power-of-two scales"]
     for subject in (model, program):
-        assert [record["holds"] for record in assert_ledger(claims, subject, "export")] == [True, True]
+        assert [record["holds"] for record in assert_ledger(claims, subject, "export")] == [True] * 3
     names = {f"{tensor.name}.scale" for tensor in program.tensors if tensor.is_codes}
     assert {"positions.scale", "head.weight.scale", "blocks.0.mlp.fc2.weight.scale"} <= names
     for tensor in program.tensors:
@@ -280,7 +280,7 @@ def test_a_run_that_trains_nothing_in_quantize(tmp_path: Path) -> None:
     records = {one["stage"]: one for one in json.loads((folder / "records.json").read_text())["stages"]}
     assert records["quantize"]["history"] == [] and len(records["prune"]["history"]) == 2
     checked = {one["claim"]: one for one in records["export"]["ledger"]}
-    assert set(checked) == {"sparsity", "formats", "power-of-two scales", "code bytes"}
+    assert set(checked) == {"sparsity", "formats", "activation bits", "power-of-two scales", "code bytes"}
     assert checked["code bytes"]["detail"].startswith("the codes of all weights take at most 1500 bytes (")
     assert "int8: head" in checked["code bytes"]["detail"]
     program = artifact.read(folder / "model.lil")

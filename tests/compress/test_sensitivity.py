@@ -143,7 +143,11 @@ def test_the_bytes_are_those_of_the_file_and_at_most_what_was_given() -> None:
         program = lower(model, {"labels": list("abcde")})
         claims = work.claims(model)
         for subject in (model, program):
-            assert [one["claim"] for one in assert_ledger(claims, subject, "export")] == ["formats", "code bytes"]
+            assert [one["claim"] for one in assert_ledger(claims, subject, "export")] == [
+                "formats",
+                "activation bits",
+                "code bytes",
+            ]
     assert seen == sorted(set(seen))
 
 

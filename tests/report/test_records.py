@@ -30,8 +30,8 @@ def test_the_field_at_fault_is_named(records: dict[str, Any]) -> None:
 
 
 def test_an_unknown_stage_is_named(records: dict[str, Any]) -> None:
-    records["stages"][1]["stage"] = "shrink"
-    with pytest.raises(UserError, match="shrink"):
+    records["stages"][1]["stage"] = "melt"
+    with pytest.raises(UserError, match="melt"):
         parse_records(records)
 
 
