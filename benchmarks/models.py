@@ -25,6 +25,7 @@ from lilliput.lower import lower
 from lilliput.models.stack import Mask, push
 from lilliput.models.vit import ViT
 from lilliput.program.builder import with_golden
+from lilliput.program.formats import WEIGHT_FORMATS
 from lilliput.program.program import Program
 from lilliput.train.calibration import Calibration
 
@@ -95,9 +96,7 @@ def _flat(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the file to write")
-    parser.add_argument(
-        "--weights", choices=("pot4", "int4", "int6", "int8"), default="pot4", help="format of linear weights"
-    )
+    parser.add_argument("--weights", choices=tuple(WEIGHT_FORMATS), default="pot4", help="format of linear weights")
     parser.add_argument("--embed-dim", type=int, default=128)
     parser.add_argument("--depth", type=int, default=3)
     parser.add_argument("--num-heads", type=int, help="by default heads of 32")
