@@ -224,9 +224,14 @@ def _export(state: Run) -> dict[str, Any]:
         **artifact.write_packed(path, recipe.export.packed),
         "arena_bytes": program.arena_bytes,
         "parameters": model.num_parameters(),
-        "fp32_bytes": 4 * model.num_parameters(),
+        "fp32_bytes": 4 * _trained_parameters(state),
         "ledger": ledger,
     }
+
+
+def _trained_parameters(state: Run) -> int:
+    """Those of the fp32 model that everything is measured against."""
+    return int(next(record["parameters"] for record in state.records if record["stage"] == "train"))
 
 
 def _evaluate(state: Run) -> dict[str, Any]:
@@ -264,7 +269,7 @@ def _evaluate(state: Run) -> dict[str, Any]:
 
 
 def _report(state: Run) -> dict[str, Any]:
-    fp32_parameters = next(record["parameters"] for record in state.records if record["stage"] == "train")
+    fp32_parameters = _trained_parameters(state)
     parts = {name: len(getattr(state.data, name).labels) for name in ("train", "validation", "test")}
     records = {
         "name": state.recipe.name,
@@ -326,7 +331,8 @@ def _summary(record: dict[str, Any]) -> str:
         )
     elif stage == "export":
         ratio = record["fp32_bytes"] / record["file_bytes"]
-        text = f"{record['file_bytes']:,} bytes, {ratio:.2f} times under fp32; arena {record['arena_bytes']:,} bytes"
+        text = f"{record['file_bytes']:,} bytes, {ratio:.2f} times under the fp32 model"
+        text += f"; arena {record['arena_bytes']:,} bytes"
         if "packed_bytes" in record:
             text += f"; packed {record['packed_bytes']:,} bytes"
     elif stage == "evaluate":

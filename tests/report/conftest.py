@@ -126,6 +126,7 @@ def _training(stage: str, accuracy: float, nonzero: int, epochs: int, ledger: li
         "stage": stage,
         "seconds": 41.2,
         "simulated": True,
+        "parameters": 1400,
         "validation_accuracy": accuracy + 0.01,
         "test_accuracy": accuracy,
         "weights": 1136,

@@ -117,8 +117,16 @@ def test_a_broken_claim_is_shown(records: dict[str, Any], run_dir: Path) -> None
 def test_a_file_that_grew_is_said_to_be_larger(records: dict[str, Any], run_dir: Path) -> None:
     # So small a model takes 5,516 bytes in fp32, and the tables of its file alone a third of that.
     contents = inspect_file(run_dir / "model.lil")
+    records["model"]["fp32_bytes"] = contents["fp32_bytes"]
     assert contents["file_bytes"] > contents["fp32_bytes"]
     assert "larger" in plain(render_text(records, run_dir))
+
+
+def test_a_shrunk_model_is_compared_with_the_one_that_was_trained(records: dict[str, Any], run_dir: Path) -> None:
+    size = inspect_file(run_dir / "model.lil")["file_bytes"]
+    records["model"]["fp32_bytes"] = 5 * size
+    page = plain(render_text(records, run_dir))
+    assert "5.0" in page and "smaller" in page and f"instead of {5 * size:,}" in page
 
 
 def test_names_are_escaped(records: dict[str, Any], run_dir: Path) -> None:

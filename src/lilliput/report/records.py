@@ -37,6 +37,7 @@ class TrainingStage(Record):
 
     stage: Literal["train", "share", "shrink", "factorize", "prune", "finetune", "quantize"]
     seconds: float
+    parameters: int
     validation_accuracy: float
     test_accuracy: float
     weights: int
