@@ -19,6 +19,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib import pyplot
+from matplotlib.ticker import LogLocator, NullLocator
 from rich.console import Console
 from rich.table import Table
 
@@ -188,25 +189,31 @@ def show(results: list[dict[str, Any]]) -> Table:
 
 
 def plot(results: list[dict[str, Any]], fp32: float, path: Path) -> None:
-    """Accuracy against packed bytes; a point's area is its latency, the line joins the best."""
+    """Accuracy against packed bytes, each point with its number in the list beside it; a point's area is its latency,
+    the line joins the best."""
     matplotlib.use("Agg")
-    figure, axes = pyplot.subplots(figsize=(11, 7), layout="constrained")
+    figure, (axes, names) = pyplot.subplots(1, 2, figsize=(14, 8), width_ratios=(5, 2), layout="constrained")
     front = on_front(results)
     largest = max(result["latency_us"] for result in results)
-    for result in results:
+    for number, result in enumerate(results, 1):
         x, y = result["packed_bytes"] / 1000, 100 * result["accuracy"]
-        half = 50 * result["accuracy_spread"]
-        axes.errorbar(x, y, half, color="0.8", zorder=1)
-        color = "tab:blue" if result in front else "0.6"
+        color = "tab:blue" if result in front else "0.55"
+        axes.errorbar(x, y, 50 * result["accuracy_spread"], color="0.85", zorder=1)
         axes.scatter(x, y, 160 * result["latency_us"] / largest, color=color, zorder=2)
-        axes.annotate(result["name"], (x, y), xytext=(6, 3), textcoords="offset points", fontsize=7)
+        axes.annotate(str(number), (x, y), xytext=(6, 4), textcoords="offset points", fontsize=9)
+        weight = "bold" if result in front else "normal"
+        names.text(0, 1 - number / (len(results) + 1), f"{number}  {result['name']}", fontsize=10, weight=weight)
+    names.axis("off")
     axes.plot([one["packed_bytes"] / 1000 for one in front], [100 * one["accuracy"] for one in front], color="tab:blue")
     axes.axhline(100 * fp32, color="tab:orange", linestyle="--")
     axes.text(0.01, 100 * fp32, "fp32", color="tab:orange", transform=axes.get_yaxis_transform(), va="bottom")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("packed file, kB")
     axes.set_ylabel("test accuracy of the file, %")
-    axes.set_title("Compression passes (area of a point: latency; bars: all seeds)")
+    axes.set_title("Compression passes (area of a point: latency; bars: spread over the seeds)")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
 
