@@ -2,6 +2,7 @@
 after every later stage and in the file, the model reloads after each stage, and the file computes what it simulates."""
 
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lilliput.compress.ledger import assert_ledger
 from lilliput.compress.prune import apply_masks
 from lilliput.config import AugmentSettings, Recipe, parse_recipe
 from lilliput.data import ImageDataset, Part
-from lilliput.errors import UserError
+from lilliput.errors import RecipeError, UserError
 from lilliput.lower import lower
 from lilliput.models.checkpoint import load_model, save_model
 from lilliput.models.vit import ViT
@@ -164,21 +165,28 @@ def _rows(part: Part) -> np.ndarray:
     return part.images[:2].reshape(2, -1, SHAPE[2])
 
 
-# What a chain may be refused for, before anything is changed: the drawn model has no room for it.
-TOO_SMALL = re.compile("equal size|would get smaller|at most|largest|heads|one block|guards keep")
+# What a chain may be refused for by a pass: the model that has come to it has no room for it.
+TOO_SMALL = re.compile("would get smaller|at most|largest|one block|guards keep")
+CHAINS = 40
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(drawn=chains())
-def test_a_legal_chain_keeps_every_promise(
-    drawn: tuple[dict[str, Any], dict[str, dict[str, Any]]], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    recipe = _recipe(*drawn)
-    try:
-        _check(_random_model(recipe), recipe, tmp_path_factory.mktemp("chain"))
-    except UserError as error:
-        if not TOO_SMALL.search(str(error)):
-            raise
+def test_legal_chains_keep_every_promise(tmp_path: Path) -> None:
+    finished = []
+
+    @settings(max_examples=CHAINS, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @given(drawn=chains())
+    def one(drawn: tuple[dict[str, Any], dict[str, dict[str, Any]]]) -> None:
+        recipe = _recipe(*drawn)
+        try:
+            _check(_random_model(recipe), recipe, Path(tempfile.mkdtemp(dir=tmp_path)))
+        except RecipeError as error:
+            if not TOO_SMALL.search(str(error)):
+                raise
+        else:
+            finished.append(drawn)
+
+    one()
+    assert len(finished) >= CHAINS // 2
 
 
 ALL: dict[str, dict[str, Any]] = {

@@ -219,7 +219,15 @@ def test_inspect_a_run_prints_its_ledger(lil: Any, tmp_path: Path) -> None:
         folder = tmp_path / f"{number:02d}-{stage}"
         folder.mkdir()
         ledger = [claim] if number > 1 else []
-        (folder / "record.json").write_text(json.dumps({"key": "k", "record": {"stage": stage, "ledger": ledger}}))
+        (folder / "record.json").write_text(json.dumps({"key": stage, "record": {"stage": stage, "ledger": ledger}}))
+    # What is left there of another recipe, and of settings that have changed since, guarantees nothing.
+    plan = [["01-train", "train"], ["02-prune", "prune"], ["03-quantize", "quantize"], ["04-export", "export"]]
+    (tmp_path / "04-export").mkdir()
+    stale = {"key": "old", "record": {"stage": "export", "ledger": [claim]}}
+    (tmp_path / "04-export" / "record.json").write_text(json.dumps(stale))
+    (tmp_path / "05-report").mkdir()
+    (tmp_path / "05-report" / "record.json").write_text(json.dumps(stale))
+    (tmp_path / "stages.json").write_text(json.dumps(plan))
     printed = lil("inspect", tmp_path)  # no file yet: the run goes on
     assert printed.code == 0 and "at least 3 of 4 weights are zero" in printed.out
     found = json.loads(lil("inspect", tmp_path, "--json").out)["ledger"]

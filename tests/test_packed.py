@@ -177,6 +177,13 @@ def test_it_is_memory_of_its_own_where_the_kernels_want_it(model: Path, tmp_path
 
 GOOD = SMALLEST.read_bytes()
 STREAM = deflate(GOOD)
+
+
+def saying(size: int) -> bytes:
+    """The good file with another size in its header."""
+    return GOOD[:16] + size.to_bytes(8, "little") + GOOD[24:]
+
+
 HOSTILE: dict[str, tuple[bytes, str]] = {
     "cut in the magic": (container(GOOD)[:4], "not a .lil file|not a Lilliput model file"),
     "cut in the header": (container(GOOD)[:27], "truncated: 27 bytes; the header of a packed file takes 28"),
@@ -190,9 +197,18 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "payload's checksum": (container(GOOD, payload_crc=7), "altered or damaged: the payload's checksum is .*; its h"),
     "content's checksum": (container(GOOD, unpacked_crc=7), "altered or damaged: the content's checksum is .*00000007"),
     "payload bytes": (container(GOOD, payload_bytes=2**32 - 1), "truncated"),
-    "a smaller size": (container(GOOD, unpacked_bytes=len(GOOD) - 1), "unpacks to more than the .* its header says"),
-    "a larger size": (container(GOOD, unpacked_bytes=len(GOOD) + 1), f"unpacks to {len(GOOD)} bytes; its header says"),
-    "size 0": (container(GOOD, unpacked_bytes=0), "unpacks to more than the 0 bytes"),
+    "a smaller size": (container(GOOD, unpacked_bytes=len(GOOD) - 1), f"those of the model in it say {len(GOOD)}"),
+    "a larger size": (container(GOOD, unpacked_bytes=len(GOOD) + 1), f"those of the model in it say {len(GOOD)}"),
+    "size 0": (container(GOOD, unpacked_bytes=0), f"those of the model in it say {len(GOOD)}"),
+    "more than the model says": (
+        container(saying(len(GOOD) - 1), unpacked_bytes=len(GOOD) - 1),
+        "unpacks to more than the .* its header says",
+    ),
+    "less than the model says": (
+        container(saying(len(GOOD) + 1), unpacked_bytes=len(GOOD) + 1),
+        f"unpacks to {len(GOOD)} bytes; its header says",
+    ),
+    "an honest bomb": (container(bytes(2**22)), "does not hold a .lil file"),
     "size 2^31": (container(GOOD, unpacked_bytes=2**31), "bytes can hold at most"),
     "size of more than Deflate can": (container(GOOD, unpacked_bytes=2**31 - 1), "bytes can hold at most"),
     "no payload": (container(GOOD, b""), "0 bytes can hold at most 0"),
@@ -215,12 +231,17 @@ def test_hostile(case: str, tmp_path: Path) -> None:
 
 
 def test_a_bomb_is_refused_without_the_memory_that_it_asks_for() -> None:
-    """64 MiB from 64 KiB: whether its header hides that, or names more than can be."""
-    zeros = bytes(2**26)
+    """64 MiB from 64 KiB: whether its headers hide that, name more than can be, or say it of what is no model."""
+    zeros = saying(1000)[:24] + bytes(2**26)
     payload = deflate(zeros)
     hidden, boastful = (container(zeros, payload, unpacked_bytes=size) for size in (1000, 2**31 - 1))
+    honest = container(bytes(2**26))
     del zeros
-    for bomb, message in ((hidden, "unpacks to more than the 1000"), (boastful, "can hold at most")):
+    for bomb, message in (
+        (hidden, "unpacks to more than the 1000"),
+        (boastful, "can hold at most"),
+        (honest, "does not hold a .lil file"),
+    ):
         tracemalloc.start()
         try:
             with pytest.raises(ArtifactError, match=message):

@@ -163,6 +163,7 @@ def test_what_a_stage_cannot_learn_is_refused_before_training(
         assert "\n" not in str(caught.value)
 
     refused(taught_by(tmp_path / "none"), r"teacher: model in .*none: there is no such folder")
+    refused(taught_by(tmp_path / recipe().name / "01-train"), "lies in the run's own folder, which changes as it runs")
     refused(taught_by(teacher.parent), r"teacher: model in .*; give the folder of one of its stages: 01-train$")
     refused(taught_by(teacher, hidden_weight=1.0), r"train\.distill: the teacher is 32 wide, the model 16; ")
     named = pretrained(teacher, tmp_path / "named", ("zero", *"123456789"))

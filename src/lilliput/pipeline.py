@@ -37,7 +37,7 @@ from lilliput.train.loop import Task, derive_seed, fit
 from lilliput.train.teacher import Teacher, check_teacher, read_teacher
 
 # Part of every key, with the version of Lilliput: raise it when a stage computes something else from the same settings.
-PIPELINE_VERSION = 7
+PIPELINE_VERSION = 8
 
 WITHOUT_PASS = ("train", "finetune")
 # What a finished stage leaves in the run's folder (training stages: a model in their own).
@@ -83,6 +83,11 @@ class Run(StagedRun):
     def teacher(self, settings: TeacherSettings) -> Teacher:
         """The model that the settings name; the run's own must have been trained."""
         own = settings.model == "train"
+        if not own and Path(settings.model).resolve().is_relative_to(self.folder.resolve()):
+            raise UserError(
+                f"distill.model={settings.model}: lies in the run's own folder, which changes as it runs; 'train' is "
+                "its fp32 model, or copy that folder elsewhere"
+            )
         folder = self.stage_folder(self.stages.index("train")) if own else Path(settings.model)
         if folder not in self.teachers:
             self.teachers[folder] = read_teacher(folder)
@@ -133,8 +138,13 @@ def _refuse_early(state: Run) -> None:
     is refused before anything is trained."""
     model = state.model()
     untrained = copy.deepcopy(model)  # of the sizes that stage `train` will leave
+    ranks_known = True
     for stage in state.recipe.stages:
         settings = getattr(state.recipe, stage)
+        if stage == "factorize" and settings.energy is not None:
+            ranks_known = False  # they depend on trained weights, and with them names and bytes of factors
+        if stage == "quantize" and not ranks_known:
+            settings = settings.model_copy(update={"code_bytes": None, "formats": {}})
         if stage not in PRODUCTS and stage not in WITHOUT_PASS:
             work = PASSES[stage](settings)
             work.applies_to(model)

@@ -24,9 +24,11 @@ from lilliput.compress import Claim
 from lilliput.errors import UserError
 from lilliput.files import write_atomic
 from lilliput.measure import commit, machine_info
+from lilliput.report.ledger import PLAN
 
 # Settings that change no result, so a stage is not done again for them (what lies at `path` is in the first key).
 NO_RESULT = {"checkpoint_seconds", "path"}
+PACKED = "model.lilz"  # beside model.lil, where a recipe asks for it
 MODEL = ("model.json", "model.safetensors")  # what a stage that changes the model leaves in its folder
 
 
@@ -97,9 +99,14 @@ class StagedRun(ABC):
 
     def run_stages(self) -> None:
         """Do every stage that is not finished yet."""
-        key = self.first_key()
+        keys, key = [], self.first_key()
         for index, stage in enumerate(self.stages):
             key = hash_of(key, index, stage, *self.settings(stage))
+            keys.append(key)
+        # Which of the folder's records are this recipe's: another one's may lie there too, and serve again.
+        plan = [[self.stage_folder(index).name, key] for index, key in enumerate(keys)]
+        write_atomic(self.folder / PLAN, json.dumps(plan).encode())
+        for index, (stage, key) in enumerate(zip(self.stages, keys, strict=True)):
             record = self.finished(index, key)
             if record is None:
                 if (self.stage_folder(index) / "record.json").exists():
@@ -125,7 +132,7 @@ class StagedRun(ABC):
         stage, folder = self.stages[index], self.stage_folder(index)
         for part in [*folder.glob(".*.part"), *self.folder.glob(".*.part")]:
             part.unlink()  # what a kill in the middle of a write left
-        for name in self.later_products(stage):
+        for name in self.later_products(stage) + ([PACKED] if stage == "export" else []):
             (self.folder / name).unlink(missing_ok=True)
         started = time.monotonic()
         if stage in self.products:
@@ -146,7 +153,8 @@ class StagedRun(ABC):
         """Files that the stages after this one leave in the run's folder, whether this run has those stages or not."""
         leaving = list(self.products)
         later = leaving[leaving.index(stage) + 1 :] if stage in leaving else leaving
-        return [name for other in later for name in self.products[other]]
+        packed = [PACKED] if "export" in later else []  # which an earlier recipe may have asked for
+        return packed + [name for other in later for name in self.products[other]]
 
     def finished(self, index: int, key: str) -> dict[str, Any] | None:
         """The record of a stage that was done with the same key and whose products are still there."""
@@ -161,6 +169,7 @@ class StagedRun(ABC):
         paths = [folder / name for name in MODEL] if products is None else [self.folder / name for name in products]
         if not all(path.is_file() for path in paths):
             return None
-        if "file_crc32" in record and record["file_crc32"] != zlib.crc32(paths[0].read_bytes()):
+        checksums = [record[name] for name in ("file_crc32", "packed_crc32") if name in record]
+        if any(crc != zlib.crc32(path.read_bytes()) for path, crc in zip(paths, checksums, strict=False)):
             return None
         return record

@@ -58,6 +58,17 @@ def test_schedule_end_points_and_formula() -> None:
     assert values == sorted(values)
 
 
+@pytest.mark.parametrize("steps", [3, 10, 30])
+def test_a_short_schedule_ends_while_training_goes_on(steps: int) -> None:
+    """However rarely masks are renewed: what `finish` cuts no training heals."""
+    model = small_model()
+    work = attached(model, sparsity=0.6, update_every=20, end_fraction=0.7)
+    for step in range(steps):
+        work.before_step(model, step, steps)
+    zeros = sum(int((mask == 0).sum()) for mask in masks_of(model).values())
+    assert zeros == round(0.6 * sum(mask.numel() for mask in masks_of(model).values()))
+
+
 def test_sparsity_is_exact_even_with_ties() -> None:
     scores = {"a": torch.ones(10, 10), "b": torch.rand(30, 7)}
     for sparsity in (0.1, 0.37, 0.6, 0.9):

@@ -198,6 +198,7 @@ def metadata() -> list[Case]:
         text("two-objects", b"{}{}", not_json),
         text("nan", b'{"task": NaN}', not_json),
         text("infinity", b'{"task": -Infinity}', not_json),
+        text("overflow", b'{"task": 1e999}', not_json),
         text("deep", b'{"task":' + b"[" * 100_000, not_json),
         text("huge-integer", b'{"task":' + b"9" * 10_000 + b"}", not_json),
         text("unpaired-surrogate", good.replace(b"@", b"\\ud800"), not_json),

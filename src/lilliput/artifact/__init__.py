@@ -4,6 +4,7 @@ the packed file of section 3, which is read wherever a `model.lil` is.
 What the program itself must hold is checked by `Program.validate`, on the way out and on the way in.
 """
 
+import zlib
 from pathlib import Path
 
 from lilliput.artifact.packed import SUFFIX, is_packed, pack, unpack
@@ -43,7 +44,7 @@ def write_packed(path: Path, wanted: bool = True) -> dict[str, str | int]:
     """Pack the file at `path` into one beside it; where that is not `wanted`, remove one that lies there.
 
     Returns:
-        For a record: `packed_file`, its name, and `packed_bytes`; nothing where it is not wanted.
+        For a record: `packed_file`, its name, `packed_bytes` and `packed_crc32`; nothing where it is not wanted.
 
     Raises:
         ArtifactError: the file at `path` cannot be read or is not valid.
@@ -55,7 +56,7 @@ def write_packed(path: Path, wanted: bool = True) -> dict[str, str | int]:
         return {}
     data = pack(read_bytes(path), str(path))
     write_atomic(packed, data)
-    return {"packed_file": packed.name, "packed_bytes": len(data)}
+    return {"packed_file": packed.name, "packed_bytes": len(data), "packed_crc32": zlib.crc32(data)}
 
 
 def read(path: str | Path) -> Program:

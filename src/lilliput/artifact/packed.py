@@ -33,6 +33,7 @@ HEADER = np.dtype(
 assert HEADER.itemsize == 28
 MAX_BYTES = 2**31 - 1
 MAX_RATIO = 1032  # Deflate's: 258 bytes from two bits
+MODEL_HEAD = 24  # magic, version, checksum, the file's bytes (docs/format.md, section 2)
 MIN_PART = 512  # bytes that earn Huffman codes of their own
 STRATEGIES = (zlib.Z_DEFAULT_STRATEGY, zlib.Z_HUFFMAN_ONLY)
 RAW, LEVEL, MEMORY = -zlib.MAX_WBITS, 9, 9  # no header of zlib's; the best that it can
@@ -111,8 +112,6 @@ def _unpack(data: bytes | mmap.mmap) -> bytes:
     _require_crc("payload", payload, int(header["payload_crc"]))
     content = _inflate(payload, int(header["unpacked_bytes"]))
     _require_crc("content", content, int(header["unpacked_crc"]))
-    _require(not is_packed(content), "a packed file in a packed file; must hold a model.lil")
-    _require(content.startswith(MODEL_MAGIC), "does not hold a .lil file (its content does not begin like one)")
     return content
 
 
@@ -127,7 +126,13 @@ def _inflate(payload: memoryview, size: int) -> bytes:
     _require(size <= most, f"its header says {size} bytes unpacked; {len(payload)} bytes can hold at most {most}")
     decoder = zlib.decompressobj(RAW)
     try:
-        content = decoder.decompress(payload, size + 1)
+        # What does not begin like a model of that size is not decoded any further, however much memory it asks for.
+        head = decoder.decompress(payload, MODEL_HEAD)
+        _require(not is_packed(head), "a packed file in a packed file; must hold a model.lil")
+        _require(head.startswith(MODEL_MAGIC), "does not hold a .lil file (its content does not begin like one)")
+        inner = int.from_bytes(head[MODEL_HEAD - 8 :], "little")
+        _require(inner == size, f"its header says {size} bytes unpacked; those of the model in it say {inner}")
+        content = head + decoder.decompress(decoder.unconsumed_tail, size + 1 - len(head))
     except zlib.error as error:
         raise ArtifactError(f"altered or damaged: its payload cannot be decoded ({error})") from None
     _require(len(content) <= size, f"unpacks to more than the {size} bytes that its header says")

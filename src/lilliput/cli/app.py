@@ -55,7 +55,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of tables.")]
-ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model.lil.")]
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model.lil, or a packed model.lilz.")]
 DataPath = Annotated[str | None, typer.Option("--path", help="Where the data lies: an archive or a folder.")]
 Overrides = Annotated[
     list[str] | None,

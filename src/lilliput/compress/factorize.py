@@ -71,7 +71,7 @@ def whitening(moments: Tensor) -> Tensor:
     """S of `whitened` from the mean of x x^T, [K, K]. Where that is not positive definite, `1e-6 - lambda_min` is added
     to its diagonal, and ten times as much for as long as it is not in float64."""
     lower, failed = torch.linalg.cholesky_ex(moments)
-    extra = JITTER - float(torch.linalg.eigvalsh(moments)[0]) if failed else 0.0
+    extra = JITTER + max(0.0, -float(torch.linalg.eigvalsh(moments)[0])) if failed else 0.0
     while failed:
         lower, failed = torch.linalg.cholesky_ex(moments + extra * torch.eye(len(moments), dtype=moments.dtype))
         extra *= 10

@@ -1,6 +1,7 @@
 """Pruning by magnitude or movement, of weights, of N in every M, or of whole blocks, on a cubic schedule (Zhu and Gupta
 2017, eq. 1)."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -185,7 +186,9 @@ class Pruning(Pass):
             push(linear, "weight", Mask(base_of(linear, "weight"), scored=self.settings.criterion == "movement"))
 
     def before_step(self, model: ViT, step: int, total_steps: int) -> None:
-        if step % self.settings.update_every == 0:
+        # Also where the schedule ends, however short it is: what `finish` cuts no training heals.
+        complete = min(math.ceil(self.settings.end_fraction * total_steps), total_steps - 1)
+        if step % self.settings.update_every == 0 or step == complete:
             masks = self._masks(model, cubic_sparsity(step, total_steps, self.settings))
             self._set(model, masks)
 

@@ -63,7 +63,7 @@ class Shrinking(Pass):
         for _ in range(settings.blocks):
             losses = losses_without(model, calibration, examples)
             remove(model, block_group(model, losses.index(min(losses))))
-        if settings.embed_dim is not None and settings.embed_dim < model.settings.embed_dim:
+        if settings.embed_dim is not None:
             gone = model.settings.embed_dim - settings.embed_dim
             columns = column_importance(model, calibration, examples).sort(stable=True).indices[:gone]
             remove(model, column_group(model, columns.tolist()))
@@ -125,8 +125,8 @@ def _refuse(model: ViT, settings: ShrinkSettings) -> None:
         raise RecipeError(
             f"shrink.blocks={settings.blocks}: the model has {len(layers)} and one stays; at most {len(layers) - 1}"
         )
-    if settings.embed_dim is not None and settings.embed_dim > width:
-        raise RecipeError(f"shrink.embed_dim={settings.embed_dim}: the model is {width} wide; at most {width}")
+    if settings.embed_dim is not None and settings.embed_dim >= width:
+        raise RecipeError(f"shrink.embed_dim={settings.embed_dim}: the model is {width} wide; at most {width - 1}")
     left = len(layers) - settings.blocks
     _refuse_share("heads", settings.heads, sorted(layer.num_heads for layer in layers)[:left])
     _refuse_share("neurons", settings.neurons, sorted(layer.mlp_dim for layer in layers)[:left])

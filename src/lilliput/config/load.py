@@ -52,7 +52,11 @@ def parse_settings(tree: dict[str, Any], where: str, overrides: list[str] | None
         _apply_override(tree, override)
     try:
         # Through JSON, because strict validation takes lists for tuples only from JSON.
-        return kind.model_validate_json(json.dumps(tree, default=str))
+        text = json.dumps(tree, default=str)
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"recipe {where}: cannot be read ({str(error)[:100]})") from None
+    try:
+        return kind.model_validate_json(text)
     except ValidationError as error:
         raise RecipeError(f"recipe {where}: {_one_line(error, kind)}") from None
 
@@ -64,7 +68,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set {override}: write it as stage.field=value, for example train.epochs=5")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # TOMLDecodeError is one; numbers may be too long, lists too deep
         value = text.strip()
     node = tree
     for part in parts[:-1]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load as tensors_from_bytes
 from safetensors.torch import save as tensors_to_bytes
@@ -71,9 +70,14 @@ def _load(folder: Path, make: Callable[[dict[str, Any]], M]) -> M:
             linear = model.linears()[name]
             linear.input_multiplier = torch.ones(linear.in_features)
         for name, bits in description.get("input_bits", {}).items():  # absent: saved when there were only 8 bits
+            if bits not in (8, 6, 4):
+                raise ValueError(f"input_bits of {name} are {bits}; must be 8, 6 or 4")
             model.linears()[name].input_bits = bits
         tensors = tensors_from_bytes((folder / "model.safetensors").read_bytes())
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, ValidationError, SafetensorError) as error:
+    except UserError:
+        raise
+    # What a changed description may lead to, in torch too; errors of JSON and of settings are ValueErrors.
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         why = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"model in {folder}: missing or damaged ({why}); delete that folder to do its stage again"

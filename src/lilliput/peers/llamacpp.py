@@ -74,6 +74,8 @@ def open_engine(job: Job, built: Built) -> Prepare:
     def prepare(batch: Inputs) -> Call:
         assert not isinstance(batch, np.ndarray), "images are refused before"
         groups = [batch[start : start + size] for start in range(0, len(batch), size)]
+        if max(sum(map(len, group)) for group in groups) > parameters.n_ubatch:
+            raise RuntimeError(f"takes at most {parameters.n_ubatch} tokens in a batch")  # it would abort
         calls = [_encode_call(context, group, width, normalize) for group in groups]
         return calls[0] if len(calls) == 1 else lambda: np.concatenate([call() for call in calls])
 
@@ -117,6 +119,8 @@ def write_gguf(folder: Path, path: str) -> None:
     config = read_object(root / "config.json")
     if config.get("model_type") != "bert" or sentence.get("pooling") not in POOLING:
         raise RuntimeError("converts BERT with mean or class pooling only")
+    if config.get("hidden_act", "gelu") != "gelu" or config.get("position_embedding_type", "absolute") != "absolute":
+        raise RuntimeError("converts BERT with GELU and absolute positions only")
     tensors = {name.removeprefix("bert."): array for name, array in load_file(root / "model.safetensors").items()}
     writer = gguf.GGUFWriter(path, "bert")
     writer.add_name(folder.name)
@@ -136,7 +140,7 @@ def write_gguf(folder: Path, path: str) -> None:
     writer.add_token_types([gguf.TokenType.NORMAL] * words)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.BERT, layers)
     for name, array in tensors.items():
-        if name != "embeddings.position_ids" and not name.startswith("pooler."):
+        if name != "embeddings.position_ids" and not name.startswith(("pooler.", "cls.")):
             writer.add_tensor(names.get_name(name, try_suffixes=(".weight", ".bias")), array.astype(np.float32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()

@@ -1,6 +1,7 @@
 """Every MUST of docs/format.md that concerns a program (section 1 and its metadata). Nothing here executes it."""
 
 import json
+import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -277,7 +278,7 @@ def parse_metadata(raw: bytes) -> dict[str, Any]:
         ArtifactError: it is not one JSON object in UTF-8.
     """
     try:
-        tree = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant)
+        tree = json.loads(raw.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
         if b"\\u" in raw:  # an escape can make an unpaired surrogate, which cannot be shown or written again
             json.dumps(tree, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
@@ -289,6 +290,12 @@ def parse_metadata(raw: bytes) -> dict[str, Any]:
 
 def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word} is no JSON number")
+
+
+def _finite(word: str) -> float:
+    if not math.isfinite(float(word)):
+        raise ValueError(f"{word[:40]} is no finite number")
+    return float(word)
 
 
 def check_metadata(metadata: Any, source: "Buffer", result: "Buffer") -> None:
