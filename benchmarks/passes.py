@@ -195,12 +195,18 @@ def plot(results: list[dict[str, Any]], fp32: float, path: Path) -> None:
     figure, (axes, names) = pyplot.subplots(1, 2, figsize=(14, 8), width_ratios=(5, 2), layout="constrained")
     front = on_front(results)
     largest = max(result["latency_us"] for result in results)
+    lowest = (
+        100 * sorted(result["accuracy"] for result in results)[len(results) // 10] - 2
+    )  # those below are put there
     for number, result in enumerate(results, 1):
-        x, y = result["packed_bytes"] / 1000, 100 * result["accuracy"]
+        x, accuracy = result["packed_bytes"] / 1000, 100 * result["accuracy"]
+        y = max(accuracy, lowest)
         color = "tab:blue" if result in front else "0.55"
-        axes.errorbar(x, y, 50 * result["accuracy_spread"], color="0.85", zorder=1)
+        if y == accuracy:
+            axes.errorbar(x, y, 50 * result["accuracy_spread"], color="0.85", zorder=1)
         axes.scatter(x, y, 160 * result["latency_us"] / largest, color=color, zorder=2)
-        axes.annotate(str(number), (x, y), xytext=(6, 4), textcoords="offset points", fontsize=9)
+        label = f"{number}" if y == accuracy else f"{number}: {accuracy:.0f} %"
+        axes.annotate(label, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=9)
         weight = "bold" if result in front else "normal"
         names.text(0, 1 - number / (len(results) + 1), f"{number}  {result['name']}", fontsize=10, weight=weight)
     names.axis("off")
