@@ -195,9 +195,7 @@ def plot(results: list[dict[str, Any]], fp32: float, path: Path) -> None:
     figure, (axes, names) = pyplot.subplots(1, 2, figsize=(14, 8), width_ratios=(5, 2), layout="constrained")
     front = on_front(results)
     largest = max(result["latency_us"] for result in results)
-    lowest = (
-        100 * sorted(result["accuracy"] for result in results)[len(results) // 10] - 2
-    )  # those below are put there
+    lowest = 100 * sorted(result["accuracy"] for result in results)[len(results) // 10] - 2  # those below are put there
     for number, result in enumerate(results, 1):
         x, accuracy = result["packed_bytes"] / 1000, 100 * result["accuracy"]
         y = max(accuracy, lowest)
