@@ -45,15 +45,12 @@ def with_brevitas(model: ViT) -> ViT:
     import brevitas.nn as qnn
     from brevitas.quant import Int8ActPerTensorFloat, Int8WeightPerChannelFloat
 
-    class FourBits(Int8WeightPerChannelFloat):  # type: ignore[misc]  # it has no types
-        bit_width = 4
-
     def convert(linear: Linear) -> nn.Module:
         layer = qnn.QuantLinear(
             linear.in_features,
             linear.out_features,
             bias=True,
-            weight_quant=FourBits,
+            weight_quant=Int8WeightPerChannelFloat.let(bit_width=4),
             input_quant=Int8ActPerTensorFloat,
         )
         layer.weight.data.copy_(linear.weight.data)
@@ -69,7 +66,7 @@ def with_torchao(model: ViT) -> ViT:
     import torch
     from torchao.quantization.qat import FakeQuantizedLinear, IntxFakeQuantizeConfig
 
-    four_bits = getattr(torch, "int4")  # noqa: B009  # torch's annotations lack it
+    four_bits: torch.dtype = vars(torch)["int4"]  # torch's annotations lack it
     weights = IntxFakeQuantizeConfig(four_bits, group_size=GROUP)
     inputs = IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False)
 

@@ -1,9 +1,9 @@
 """The contract of a compression pass, and the ledger of what passes guarantee.
 
 A pass is small: it says what it applies to, changes the model or puts its layer on those weights' stacks, may follow a
-schedule while a stage trains, and returns claims. A claim is plain data (saved with the
-stage) that can be checked on any later model and on the file; the pipeline checks every claim of every earlier stage
-after each stage, and again on the decoded artifact.
+schedule while a stage trains, and returns claims. A claim is plain data (saved with the stage) that can be checked on
+any later model and on the file; the pipeline checks every claim of every earlier stage after each stage, and again on
+the decoded artifact.
 """
 
 from abc import ABC, abstractmethod

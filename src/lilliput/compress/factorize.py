@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lilliput.compress.base import Claim, Model, Pass
 from lilliput.compress.formats import begins
+from lilliput.compress.watch import inputs_watched
 from lilliput.config import FactorizeSettings
 from lilliput.errors import FailureError, RecipeError
 from lilliput.models.layers import Linear
@@ -216,21 +217,14 @@ def mean_over_inputs(
     sums: dict[str, Tensor] = {}
     counts = dict.fromkeys(linears, 0)
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].detach().flatten(end_dim=-2).to("cpu", torch.float64)
-            found = statistic(x)
-            sums[name] = sums[name] + found if name in sums else found
-            counts[name] += len(x)
+    def look(name: str, inputs: Tensor) -> None:
+        x = inputs.detach().flatten(end_dim=-2).to("cpu", torch.float64)
+        found = statistic(x)
+        sums[name] = sums[name] + found if name in sums else found
+        counts[name] += len(x)
 
-        return look
-
-    hooks = [linear.register_forward_pre_hook(watch(name)) for name, linear in linears.items()]
-    try:
+    with inputs_watched(linears, look):
         run()
-    finally:
-        for hook in hooks:
-            hook.remove()
     for name, found in sums.items():
         if not bool(torch.isfinite(found).all()):
             raise FailureError(f"factorize: the inputs of {name} are not finite; the model has diverged")

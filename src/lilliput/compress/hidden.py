@@ -9,9 +9,10 @@ SmoothQuant, equation 4 with alpha = 1/2, there between a norm and the layer beh
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lilliput.compress.base import Model
+from lilliput.compress.watch import inputs_watched
 from lilliput.errors import FailureError
 from lilliput.models.layers import Linear, Mlp, reader
 from lilliput.models.stack import LEVELS, TINY, round_bf16
@@ -30,19 +31,12 @@ def largest_inputs(linears: dict[str, Linear], run: Callable[[], object]) -> dic
     """The largest magnitude of each channel of each layer's input, [K], while `run` goes on."""
     largest = {name: torch.zeros(linear.in_features) for name, linear in linears.items()}
 
-    def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            found = inputs[0].detach().abs().flatten(end_dim=-2).amax(dim=0)
-            largest[name] = torch.maximum(largest[name], found.to(largest[name].device))
+    def look(name: str, x: Tensor) -> None:
+        found = x.detach().abs().flatten(end_dim=-2).amax(dim=0)
+        largest[name] = torch.maximum(largest[name], found.to(largest[name].device))
 
-        return look
-
-    hooks = [linear.register_forward_pre_hook(watch(name)) for name, linear in linears.items()]
-    try:
+    with inputs_watched(linears, look):
         run()
-    finally:
-        for hook in hooks:
-            hook.remove()
     return largest
 
 

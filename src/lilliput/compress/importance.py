@@ -8,11 +8,12 @@ token's), so examples of opposite signs do not cancel. A block that is run at se
 gradients are added up before that.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from lilliput.compress.watch import inputs_watched
 from lilliput.errors import FailureError
 from lilliput.models.stack import TINY
 from lilliput.models.vit import ViT
@@ -100,19 +101,12 @@ def _inputs_and_gradients(
     and the gradient there of each example's own loss."""
     seen: list[tuple[int, Tensor]] = []
 
-    def watch(index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        return lambda module, inputs: seen.append((index, inputs[0]))
-
-    hooks = [module.register_forward_pre_hook(watch(index)) for index, module in enumerate(modules)]
-    try:
+    with inputs_watched(dict(enumerate(modules)), lambda index, x: seen.append((index, x))):
         for loss in losses:
             # No example's loss depends on another's input, so the sum's gradient is each one's own.
             gradients = torch.autograd.grad(loss.sum(), [x for _, x in seen])
             yield [(index, x.detach(), gradient) for (index, x), gradient in zip(seen, gradients, strict=True)]
             seen.clear()
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _finite(importance: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from lilliput.compress.formats import (
     quantized_parameters,
 )
 from lilliput.compress.hidden import hidden_readers, largest_inputs, multiplier_of
+from lilliput.compress.watch import inputs_watched
 from lilliput.compress_config import PostTrainingSettings
 from lilliput.config import HiddenScales
 from lilliput.data.text import sorted_batches
@@ -252,11 +253,8 @@ def inputs_of(module: nn.Module, mask: Tensor | None) -> Iterator[list[Tensor]]:
     are."""
     found: list[Tensor] = []
 
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        found.append(tokens_of(inputs[0], mask) if inputs[0].ndim == 3 else inputs[0])
+    def keep(_: str, x: Tensor) -> None:
+        found.append(tokens_of(x, mask) if x.ndim == 3 else x)
 
-    hook = module.register_forward_pre_hook(keep)
-    try:
+    with inputs_watched({"": module}, keep):
         yield found
-    finally:
-        hook.remove()
