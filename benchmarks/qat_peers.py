@@ -23,7 +23,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from lilliput import data, pipeline
 from lilliput.config import Recipe, load_recipe, parse_recipe
@@ -38,6 +38,19 @@ from lilliput.train.images import ImageClassification, predict
 from lilliput.train.loop import Task, derive_seed, fit
 
 GROUP = 32
+
+
+class Converted(Linear):
+    """Another engine's layer in the place of ours, of which the model asks for quantisers and finds none."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        nn.Module.__init__(self)  # no weight of its own
+        self.layer = layer
+        self.register_buffer("input_multiplier", None)
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = self.layer(input)
+        return output
 
 
 def with_brevitas(model: ViT) -> ViT:
@@ -82,11 +95,11 @@ def with_torchao(model: ViT) -> ViT:
 
 
 def _replaced(model: ViT, convert: Callable[[Linear], nn.Module]) -> ViT:
-    """A copy of the model with converted layers. (Its attention looks for quantisers of ours, and finds none.)"""
+    """A copy of the model with converted layers."""
     changed = copy.deepcopy(model)
     for name, linear in list(changed.linears().items()):
         parent, _, child = name.rpartition(".")
-        setattr(changed.get_submodule(parent), child, convert(linear))
+        setattr(changed.get_submodule(parent), child, Converted(convert(linear)))
     return changed
 
 
