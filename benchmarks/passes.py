@@ -33,6 +33,7 @@ from lilliput.program.cost import macs, parameter_counts
 
 PRODUCTS = ["export", "evaluate", "report"]
 COUNTED = ("parameters", "nonzero_weights", "file_bytes", "packed_bytes", "macs")
+FINETUNE_FOLDER = "02-finetune"
 TEACHER = {"model": "train", "weight": 0.7, "temperature": 3.0}
 
 
@@ -102,7 +103,9 @@ def recipe_of(base: Recipe, variant: Variant, seed: int) -> Recipe:
     tree["name"] = f"{base.name}-{''.join(c if c.isalnum() else '-' for c in variant.name)}-{seed}"
     tree["seed"] = seed
     tree["stages"] = ["train", *variant.passes, "finetune", "quantize", *PRODUCTS]
-    training = base.prune.model_dump(include=set(FinetuneSettings.model_fields))
+    training = base.prune.model_dump(include=set(FinetuneSettings.model_fields), exclude={"distill"})
+    for stage in ("prune", "finetune", "quantize"):
+        tree.get(stage, {}).pop("distill", None)  # whether there is a teacher is the variant's own
     for stage in variant.passes:
         epochs = max(1, base.prune.epochs // len(variant.passes))
         tree[stage] = (tree.get(stage, {}) if stage == "prune" else training) | {"epochs": epochs}
@@ -120,15 +123,21 @@ def recipe_of(base: Recipe, variant: Variant, seed: int) -> Recipe:
 
 
 def make(base: Recipe, variant: Variant, seed: int, runs: Path) -> Path:
-    """Run a variant, with the fp32 model that the first one of this seed has trained; gives its folder."""
+    """Run a variant from the fp32 model that the first one of this seed has trained, and without passes of its own from
+    that model trained on; gives its folder."""
     recipe = recipe_of(base, variant, seed)
-    shared, trained = runs / f"{base.name}-fp32-{seed}" / TRAIN_FOLDER, runs / recipe.name / TRAIN_FOLDER
-    if shared.exists() and not trained.exists():
-        shutil.copytree(shared, trained)
+    shared = [TRAIN_FOLDER] if variant.passes else [TRAIN_FOLDER, FINETUNE_FOLDER]
+    store, own = runs / f"{base.name}-fp32-{seed}", runs / recipe.name
+    _copy_missing(shared, store, own)
     folder = pipeline.run(recipe, runs)
-    if not shared.exists():
-        shutil.copytree(trained, shared)
+    _copy_missing(shared, own, store)
     return folder
+
+
+def _copy_missing(names: list[str], source: Path, target: Path) -> None:
+    for name in names:
+        if (source / name).exists() and not (target / name).exists():
+            shutil.copytree(source / name, target / name)
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from lilliput.train.loop import Task, derive_seed, fit
 from lilliput.train.teacher import Teacher, check_teacher, read_teacher
 
 # Part of every key, with the version of Lilliput: raise it when a stage computes something else from the same settings.
-PIPELINE_VERSION = 8
+PIPELINE_VERSION = 9
 
 WITHOUT_PASS = ("train", "finetune")
 # What a finished stage leaves in the run's folder (training stages: a model in their own).

@@ -12,11 +12,11 @@ from torch import nn
 
 from lilliput.config import AugmentSettings, LoopSettings, ModelSettings
 from lilliput.data import ImageDataset, Part
-from lilliput.errors import FailureError
+from lilliput.errors import FailureError, UserError
 from lilliput.models.checkpoint import CheckpointError, tensors_of
 from lilliput.models.vit import ViT
 from lilliput.train.images import ImageClassification
-from lilliput.train.loop import Task, derive_seed, fit, learning_rate, parameter_groups
+from lilliput.train.loop import Task, derive_seed, fit, learning_rate, parameter_groups, rounded_factors
 
 
 def tiny_dataset(size: int = 32) -> ImageDataset:
@@ -177,3 +177,56 @@ def test_seeds_are_mixed_well() -> None:
     seeds = {derive_seed(a, b, c) for a in range(8) for b in range(8) for c in range(8)}
     assert len(seeds) == 512
     assert derive_seed(1, 2) != derive_seed(2, 1)
+
+
+needs_bf16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="this processor has no products of bfloat16"
+)
+
+
+@needs_bf16
+def test_rounded_factors_leave_products_of_levels_exact() -> None:
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(-127, 128, (96, 512), generator=generator).float().requires_grad_()
+    weight = torch.randint(-127, 128, (512, 384), generator=generator).float()
+    table = torch.randint(0, 256, (8, 4, 50, 50), generator=generator).float()
+    values = torch.randint(-127, 128, (8, 4, 50, 32), generator=generator).float()
+    exact, sums = levels.detach() @ weight, table @ values
+    with rounded_factors():
+        product = levels @ weight
+        assert torch.equal(product, exact) and torch.equal(table @ values, sums)
+        product.backward(torch.ones_like(product))
+    assert levels.grad is not None and torch.equal(levels.grad, weight.sum(1).expand(96, -1))
+
+
+@needs_bf16
+def test_rounded_factors_round_everything_else_and_end() -> None:
+    a, b = torch.randn(256, 256), torch.randn(256, 256)
+    expected = a.to(torch.bfloat16).double() @ b.to(torch.bfloat16).double()
+    full = a @ b
+    with rounded_factors():
+        rounded = a @ b
+    torch.testing.assert_close(rounded.double(), expected, rtol=0.0, atol=1e-4)
+    assert (rounded - full).abs().max() > 1e-2
+    assert torch.equal(a @ b, full)
+
+
+@needs_bf16
+def test_training_with_rounded_factors_is_nearly_the_same(tmp_path: Path) -> None:
+    losses = []
+    for precision in ("fp32", "bf16"):
+        settings = LoopSettings(epochs=30, batch_size=16, lr=3e-3, label_smoothing=0.0, precision=precision)
+        objective = ImageClassification(tiny_dataset(), AugmentSettings(), 0)
+        history = fit(tiny_model(), settings, Task(objective, tmp_path / precision))
+        losses.append([record["train_loss"] for record in history])
+    full, rounded = np.array(losses)
+    assert full[-1] < 0.7 * full[0]
+    np.testing.assert_allclose(rounded, full, rtol=0.05)
+    assert (rounded != full).any()
+
+
+def test_bf16_is_refused_where_it_would_do_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lilliput.train.loop._has_bf16_products", lambda: False)
+    objective = ImageClassification(tiny_dataset(), AugmentSettings(), 0)
+    with pytest.raises(UserError, match="precision=bf16: this machine has no such products"):
+        fit(tiny_model(), LoopSettings(epochs=1, precision="bf16"), Task(objective, tmp_path / "checkpoint"))

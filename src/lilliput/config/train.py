@@ -18,6 +18,10 @@ class FitSettings(Settings):
     final_lr_fraction: float = Field(default=0.01, ge=0.0, le=1.0, description="the cosine's end, as a share of lr")
     clip_norm: float = Field(default=1.0, gt=0.0, description="gradient norm is clipped to this")
     ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0, description="None: no moving average of the weights")
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32",
+        description="of the factors of a step's matrix products (their sums: fp32); bf16 is faster where there is AMX",
+    )
     checkpoint_seconds: float = Field(default=15.0, ge=0.0, description="time between checkpoints; 0: every step")
     evaluate_every: int = Field(default=1, ge=1, description="epochs between looks at the validation set")
 
