@@ -9,7 +9,8 @@ from torch import Tensor
 from lilliput import artifact
 from lilliput.lower.emit import Emitter
 from lilliput.models.layers import Linear, Mlp, reader
-from lilliput.models.stack import StoredAsBf16, WeightQuantizer, push, round_bf16
+from lilliput.models.stack import StoredAsBf16, WeightQuantizer, push
+from lilliput.models.straight_through import round_bf16
 from lilliput.program.formats import WEIGHT_FORMATS
 from lilliput.program.program import Program
 from lilliput.runtime import isas

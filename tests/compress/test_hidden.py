@@ -20,8 +20,9 @@ from lilliput.compress.quantize import Quantization, attach_quantizers
 from lilliput.config import ModelSettings, PruneSettings, QuantizeSettings, StemConvSettings
 from lilliput.lower import lower
 from lilliput.models.encoder import EncoderSettings, TextEncoder
-from lilliput.models.layers import ACTIVATIONS, Activation, Linear, coarse_activation
+from lilliput.models.layers import Linear
 from lilliput.models.stack import WeightQuantizer, levels_and_scale, push
+from lilliput.models.straight_through import Activation
 from lilliput.models.vit import ViT
 from lilliput.program import mathfn, reference
 from lilliput.program.builder import with_golden
@@ -348,37 +349,3 @@ def test_levels_are_the_programs_and_gradients_stop_where_they_are_clipped() -> 
     torch.autograd.backward(levels.sum())
     assert x.grad is not None
     assert x.grad.tolist() == [[2.0, 10.0, 0.0, 0.5], [2.0, 10.0, 127.0, 0.0]]
-
-
-# The activations of levels --------------------------------------------------------------------------
-
-
-def inputs_of_all_sizes() -> Tensor:
-    """Every 997th float32 between 1e-6 and 1e6 of either sign, 0, and the places where lines meet."""
-    first, last = (int(np.float32(value).view(np.uint32)) for value in (1e-6, 1e6))
-    positive = np.arange(first, last, 997, dtype=np.uint32).view(np.float32)
-    joints = np.float32((np.arange(32) + 0.5) / 8)
-    around = [joints, np.nextafter(joints, np.float32(0)), np.nextafter(joints, np.float32(9)), np.zeros(1, np.float32)]
-    values = np.concatenate([positive, *around])
-    return torch.from_numpy(np.concatenate([values, -values]))
-
-
-@pytest.mark.parametrize("name", EXACT)
-def test_coarse_activation_is_the_programs_bit_for_bit(name: Activation) -> None:
-    x = inputs_of_all_sizes()
-    with torch.no_grad():
-        np.testing.assert_array_equal(coarse_activation(name, x).numpy(), EXACT[name](x.numpy()))
-
-
-@pytest.mark.parametrize("name", EXACT)
-def test_coarse_activation_has_the_smooth_gradient(name: Activation) -> None:
-    gradients = []
-    for activate in (ACTIVATIONS[name], lambda x: coarse_activation(name, x)):
-        x = torch.linspace(-6, 6, 1001, requires_grad=True)
-        torch.autograd.backward(activate(x).square().sum() / 2)
-        gradients.append((x.grad, activate(x).detach()))
-    (smooth, smooth_value), (coarse, coarse_value) = gradients
-    slope = torch.autograd.functional.jvp(ACTIVATIONS[name], torch.linspace(-6, 6, 1001), torch.ones(1001))[1]
-    torch.testing.assert_close(smooth, smooth_value * slope)
-    torch.testing.assert_close(coarse, coarse_value * slope)  # its own value, and the slope of the smooth one
-    assert torch.equal(smooth_value, coarse_value) == (name == "relu")

@@ -15,7 +15,7 @@ from lilliput.compress.base import Model
 from lilliput.compress.watch import inputs_watched
 from lilliput.errors import FailureError
 from lilliput.models.layers import Linear, Mlp, reader
-from lilliput.models.stack import LEVELS, TINY, round_bf16
+from lilliput.models.straight_through import LEVELS, TINY, round_bf16
 
 HEADROOM = 1.5  # over what was seen: other examples have larger values
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lilliput.compress.watch import inputs_watched
 from lilliput.errors import FailureError
-from lilliput.models.stack import TINY
+from lilliput.models.straight_through import TINY
 from lilliput.models.vit import ViT
 from lilliput.train.calibration import Calibration
 

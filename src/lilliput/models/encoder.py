@@ -16,8 +16,9 @@ from torch.nn.utils import parametrize
 
 from lilliput.config import LayerSettings, Settings
 from lilliput.errors import InputError
-from lilliput.models.layers import ACTIVATIONS, Activation, Attention, Block, BlockStyle, Linear, Mlp, NoNorm
+from lilliput.models.layers import ACTIVATIONS, Attention, Block, BlockStyle, Linear, Mlp, NoNorm
 from lilliput.models.stack import rows_of
+from lilliput.models.straight_through import Activation
 
 Family = Literal["bert", "roberta", "distilbert", "albert", "mobilebert"]
 

@@ -8,44 +8,34 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lilliput.config import LayerSettings
-from lilliput.models.stack import WeightQuantizer, base_of, layer_of, quantize_rows, round_ste
+from lilliput.models.stack import WeightQuantizer, base_of, layer_of
+from lilliput.models.straight_through import (
+    Activation,
+    coarse_activation,
+    level_product,
+    quantize_channels,
+    quantize_rows,
+    round_ste,
+    table_weights,
+)
 from lilliput.program import mathfn
 
 if TYPE_CHECKING:
     from lilliput.models.low_rank import LowRankLinear
 
-Activation = Literal["gelu", "gelu_tanh", "relu"]
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,  # the erf form
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
     "relu": F.relu,
     "tanh": torch.tanh,  # of heads only
 }
-
-
-LINES = {
-    "gelu": (mathfn.GELU_LINES_C1, mathfn.GELU_LINES_C0),
-    "gelu_tanh": (mathfn.GELU_TANH_LINES_C1, mathfn.GELU_TANH_LINES_C0),
-}
-
-
-def coarse_activation(name: Activation, x: Tensor) -> Tensor:
-    """The activations of the program's `linear_levels`: lines instead of a smooth gelu, whose gradient they have."""
-    smooth = ACTIVATIONS[name](x)
-    if name not in LINES:
-        return smooth
-    c1, c0 = (torch.from_numpy(table).to(x.device) for table in LINES[name])
-    a = x.detach().abs().clamp(max=float(mathfn.LINES_END)).nan_to_num(0.0)
-    k = (a * float(mathfn.LINES_STEPS)).round().to(torch.int32).flatten()
-    h = c1.index_select(0, k).reshape(a.shape) * a + c0.index_select(0, k).reshape(a.shape)
-    return smooth + (x.detach().relu() - h - smooth.detach())
 
 
 class Linear(nn.Linear):
@@ -85,8 +75,7 @@ class Linear(nn.Linear):
         """Levels [..., K], and the scale of a row [..., 1] or `input_scale()`."""
         if self.input_multiplier is None:
             return quantize_rows(input, self.input_limit)
-        limit = self.input_limit
-        return round_ste((input * self.input_multiplier).clamp(-limit, limit)), self.input_scale()
+        return quantize_channels(input, self.input_multiplier, self.input_limit), self.input_scale()
 
     def forward(self, input: Tensor) -> Tensor:
         quantizer = layer_of(self, "weight", WeightQuantizer)
@@ -97,10 +86,7 @@ class Linear(nn.Linear):
         weight = self.weight / scale
         if quantizer.learned:
             weight = round_ste(weight)  # it is a whole number only nearly
-        # Sums of integers below 2^24 (up to 2,064 inputs at pot4, 1,040 at int8): the float product is exact. Then the
-        # scales in the program's order.
-        product = F.linear(levels, weight)
-        return product * scale.reshape(-1) * row_scale + self.bias
+        return level_product(levels, weight, scale.reshape(-1), row_scale, self.bias)
 
 
 def reader(layer: "Linear | LowRankLinear") -> Linear:
@@ -188,12 +174,7 @@ def table_attention(q: Tensor, k: Tensor, v: Tensor, logit_scale: float, keys: T
     scores = (q_levels @ k_levels.transpose(-1, -2)) * scale * k_scale.transpose(-1, -2)
     if keys is not None:
         scores = scores.masked_fill(~keys, -math.inf)
-    steps = scores.amax(dim=-1, keepdim=True).detach() - scores
-    smooth = mathfn.WEIGHTS[0].item() * torch.exp2(-steps / mathfn.STEPS)
-    table = torch.from_numpy(mathfn.WEIGHTS).to(smooth.device, smooth.dtype)
-    weights = smooth + (table[steps.detach().nan_to_num(255.0).clamp(max=255.0).round().long()] - smooth).detach()
-    # smooth + (exact - smooth) is exact only nearly, and the sums must be those of whole numbers
-    weights = round_ste(weights)
+    weights = table_weights(scores)
     return (weights @ v_levels.reshape(v.shape)) * (v_scale[..., None] / weights.sum(dim=-1, keepdim=True))
 
 

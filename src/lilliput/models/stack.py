@@ -15,47 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lilliput.program import mathfn
+from lilliput.models.straight_through import round_bf16
 from lilliput.program.formats import WEIGHT_FORMATS
 
 M = TypeVar("M", bound=nn.Module)
-LEVELS, TINY = float(mathfn.INT8_MAX), float(mathfn.TINY)
-
-
-class _QuantizeRows(torch.autograd.Function):
-    """Levels and scale of each row; backward is the straight-through estimator (no value of a row is clipped)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, limit: float) -> tuple[Tensor, Tensor]:
-        amax = x.abs().amax(dim=-1, keepdim=True)  # seven times faster than vector_norm(inf)
-        alive = amax >= TINY
-        # Not `limit / amax`: that is torch's reciprocal times the limit, rounded twice.
-        inverse = torch.where(alive, torch.full_like(amax, limit) / amax, 0.0)
-        scale = torch.where(alive, amax / limit, 0.0)
-        ctx.save_for_backward(inverse)
-        ctx.mark_non_differentiable(scale)
-        return (x * inverse).round_(), scale
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
-        (inverse,) = ctx.saved_tensors
-        return cast(Tensor, gradients[0] * inverse), None
-
-
-def quantize_rows(x: Tensor, limit: float = LEVELS) -> tuple[Tensor, Tensor]:
-    """Levels (as floats) of each row, up to `limit`, and its scale: `x ~ levels * scale`; [..., K] and [..., 1]."""
-    levels, scale = _QuantizeRows.apply(x, limit)  # type: ignore[no-untyped-call]  # torch's apply has no types
-    return levels, scale
-
-
-def round_ste(x: Tensor) -> Tensor:
-    """Half-to-even rounding whose gradient is 1."""
-    return x + (x.round() - x).detach()
-
-
-def round_bf16(x: Tensor) -> Tensor:
-    """The nearest bfloat16, as float32, with gradient 1: how the file stores scales, biases and norms."""
-    return x + (x.to(torch.bfloat16).to(torch.float32) - x).detach()
 
 
 class Mask(nn.Module):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from lilliput.models.encoder import EncoderLayerSettings, EncoderSettings, Family, HeadSettings
-from lilliput.models.layers import Activation
+from lilliput.models.straight_through import Activation
 
 HiddenAct = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "relu"]
 ACTIVATIONS: dict[HiddenAct, Activation] = {
