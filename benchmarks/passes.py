@@ -127,10 +127,14 @@ def make(base: Recipe, variant: Variant, seed: int, runs: Path) -> Path:
     that model trained on; gives its folder."""
     recipe = recipe_of(base, variant, seed)
     shared = [TRAIN_FOLDER] if variant.passes else [TRAIN_FOLDER, FINETUNE_FOLDER]
-    store, own = runs / f"{base.name}-fp32-{seed}", runs / recipe.name
-    _copy_missing(shared, store, own)
+    return run_from(shared, runs / f"{base.name}-fp32-{seed}", recipe, runs)
+
+
+def run_from(stages: list[str], store: Path, recipe: Recipe, runs: Path) -> Path:
+    """Run a recipe with those of its first stages that are in `store` already, and leave there what is missing."""
+    _copy_missing(stages, store, runs / recipe.name)
     folder = pipeline.run(recipe, runs)
-    _copy_missing(shared, own, store)
+    _copy_missing(stages, folder, store)
     return folder
 
 

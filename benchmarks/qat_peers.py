@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from lilliput import data, pipeline
+from blocks import TRAIN_FOLDER
+from lilliput import data
 from lilliput.config import Recipe, load_recipe, parse_recipe
 from lilliput.data import ImageDataset
 from lilliput.errors import UserError
@@ -36,6 +37,7 @@ from lilliput.models.layers import Linear
 from lilliput.models.vit import ViT
 from lilliput.train.images import ImageClassification, predict
 from lilliput.train.loop import Task, derive_seed, fit
+from passes import run_from
 
 GROUP = 32
 
@@ -126,9 +128,9 @@ def of_seed(base: Recipe, seed: int, runs: Path) -> dict[str, float]:
     for weight_format in OURS:
         tree = json.loads(base.model_dump_json(exclude_unset=True)) | {"name": f"{base.name}-qat-{seed}", "seed": seed}
         tree["stages"] = ["train", "quantize", "export", "evaluate", "report"]
-        tree["quantize"] = tree.get("quantize", {}) | {"weight_format": weight_format}
+        tree["quantize"] = tree.get("quantize", {}) | {"weight_format": weight_format, "distill": None}
         recipe = parse_recipe(tree, tree["name"])
-        folder = pipeline.run(recipe, runs)
+        folder = run_from([TRAIN_FOLDER], runs / f"{base.name}-fp32-{seed}", recipe, runs)
         stages = {stage["stage"]: stage for stage in json.loads((folder / "records.json").read_text())["stages"]}
         accuracies["fp32"] = stages["train"]["test_accuracy"]
         accuracies[f"Lilliput {weight_format}"] = stages["evaluate"]["accuracy"]
@@ -144,7 +146,7 @@ def main() -> int:
     parser.add_argument("recipe", type=Path, nargs="?", default=Path("recipes/digits.toml"))
     parser.add_argument("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="as of `lil run`")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs/qat"), help="where the runs are kept")
+    parser.add_argument("--runs", type=Path, default=Path("runs/passes"), help="where the runs are kept")
     parser.add_argument("--out", type=Path, help="also write the results, as JSON")
     given = parser.parse_args()
     try:

@@ -4,12 +4,12 @@
 
 The teacher is the fp32 model of the recipe's stage `train`, one a seed; the student has the sizes of --student and the
 settings of that stage. Each is trained on its own seeds, rounded to int8 by calibration alone, exported and measured on
-the file. What is finished in --runs is not done again; a teacher that `passes.py` has left there is taken.
+the file. What is finished in --runs is not done again, and its fp32 models are those of
+`passes.py`.
 """
 
 import argparse
 import json
-import shutil
 import statistics
 import sys
 from pathlib import Path
@@ -24,6 +24,7 @@ from lilliput.config import Recipe, load_recipe, parse_recipe
 from lilliput.errors import UserError
 from lilliput.files import write_atomic
 from lilliput.measure import commit, machine_info
+from passes import run_from
 
 # What a student learns from its teacher; nothing: the labels alone.
 KINDS: dict[str, dict[str, Any] | None] = {
@@ -54,11 +55,8 @@ def measured(folder: Path) -> dict[str, Any]:
 
 def of_seed(base: Recipe, student: dict[str, Any], kinds: list[str], seed: int, runs: Path) -> dict[str, Any]:
     """What the teacher and the student of each kind reach."""
-    teacher = run_of(base, "teacher", seed, {})
-    left = runs / f"{base.name}-fp32-{seed}" / TRAIN_FOLDER
-    if left.exists() and not (runs / teacher.name / TRAIN_FOLDER).exists():
-        shutil.copytree(left, runs / teacher.name / TRAIN_FOLDER)
-    folder = pipeline.run(teacher, runs)
+    store = runs / f"{base.name}-fp32-{seed}"
+    folder = run_from([TRAIN_FOLDER], store, run_of(base, "teacher", seed, {}), runs)
     results = {"teacher": measured(folder)}
     train = json.loads(base.train.model_dump_json(exclude_unset=True))
     for kind in kinds:
