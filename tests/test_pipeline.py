@@ -70,6 +70,8 @@ def test_every_stage_is_recorded_and_the_file_is_measured(finished: Path) -> Non
     assert evaluated["max_logit_difference"] <= 0.1  # the bound that ARCHITECTURE.md states
     assert stages["export"]["file_bytes"] == (finished / "model.lil").stat().st_size
     assert (finished / "report.html").stat().st_size > 10_000
+    for name in ("01-train", "04-quantize"):  # which may teach another run, that has other classes
+        assert json.loads((finished / name / "model.json").read_text())["labels"] == list("0123456789")
 
 
 def test_zeros_and_formats_are_in_the_file(finished: Path) -> None:
@@ -277,6 +279,14 @@ def test_fewer_stages_leave_the_work_of_the_others(finished: Path, tmp_path: Pat
         (
             {"model": {"stem": [{"channels": 4, "stride": 2}] * 4, "patch_size": 2}},
             r"patch_size=2 does not divide the 1x1",
+        ),
+        (
+            {"model": SMALL["model"] | {"ranks": {"head": 8, "blocks.0.mlp.fc1": 15}}},
+            r"model\.ranks: 'head' = 8 makes 336 weights of the layer's 320; at most 7 makes it smaller$",
+        ),
+        (
+            {"model": SMALL["model"] | {"ranks": {"head": 7, "blocks.0.mlp.fc1": 16}}},
+            r"model\.ranks: 'blocks\.0\.mlp\.fc1' = 16 makes 1024 weights of the layer's 1024; at most 15 makes",
         ),
     ],
 )

@@ -168,6 +168,10 @@ def test_what_a_stage_cannot_learn_is_refused_before_training(
     refused(taught_by(teacher, hidden_weight=1.0), r"train\.distill: the teacher is 32 wide, the model 16; ")
     named = pretrained(teacher, tmp_path / "named", ("zero", *"123456789"))
     refused(taught_by(named), r"train\.distill: the teacher has 10 classes \(zero, 1, .*\), the data 10 \(0, 1, .*\)")
+    renamed = load_model(teacher)
+    renamed.labels = (*"012345678", "nine")
+    save_model(renamed, tmp_path / "renamed")
+    refused(taught_by(tmp_path / "renamed"), r"the teacher has 10 classes \(\.\.\., nine\), the data 10 \(\.\.\., 9\)")
     save_model(ViT(load_model(teacher).settings, (12, 8, 1), 10), tmp_path / "odd")
     refused(taught_by(tmp_path / "odd"), r"train\.distill: the teacher takes images of 12x8x1, the data's are 8x8x1; ")
     with pytest.raises(UserError, match=r"train: distill.model='train' is this stage's own result"):

@@ -16,15 +16,17 @@ from rich.markup import escape
 import lilliput
 from lilliput import artifact, data
 from lilliput.compress import PASSES
+from lilliput.compress.factorize import worthwhile_rank
 from lilliput.compress.ledger import assert_ledger, count_zeros
 from lilliput.compress.prune import apply_masks
 from lilliput.config import LoopSettings, Recipe, TeacherSettings
 from lilliput.data import ImageDataset, channel_statistics
-from lilliput.errors import UserError
+from lilliput.errors import RecipeError, UserError
 from lilliput.files import write_atomic
 from lilliput.lower import lower
 from lilliput.measure import evaluate
 from lilliput.models.checkpoint import load_model, save_model
+from lilliput.models.low_rank import low_rank_layers
 from lilliput.models.vit import ViT
 from lilliput.program.builder import with_golden
 from lilliput.report import encode_image, render
@@ -61,6 +63,7 @@ class Run(StagedRun):
             return load_model(self.model_folder)
         torch.manual_seed(derive_seed(self.recipe.seed, 2))
         model = ViT(self.recipe.model, self.data.image_shape, len(self.data.classes))
+        _refuse_larger_factors(model)
         model.set_normalization(*channel_statistics(self.data.train))
         return model
 
@@ -158,6 +161,19 @@ def _refuse_early(state: Run) -> None:
         lower(model, {"labels": list(state.data.classes)})
 
 
+def _refuse_larger_factors(model: ViT) -> None:
+    """Raise if two factors that a recipe asks for take as many numbers as the layer in whose place they stand."""
+    for name, layer in low_rank_layers(model).items():
+        shape = torch.Size((layer.out_features, layer.in_features))
+        most = worthwhile_rank(shape)
+        if layer.rank > most:
+            factors, whole = layer.rank * sum(shape), shape.numel()
+            advice = f"at most {most} makes it smaller" if most else "no rank makes it smaller; leave it out"
+            raise RecipeError(
+                f"model.ranks: '{name}' = {layer.rank} makes {factors} weights of the layer's {whole}; {advice}"
+            )
+
+
 def _train_stage(state: Run, index: int, checkpoint: Path) -> dict[str, Any]:
     recipe, stage = state.recipe, state.recipe.stages[index]
     settings = getattr(recipe, stage)
@@ -188,6 +204,7 @@ def _train_stage(state: Run, index: int, checkpoint: Path) -> dict[str, Any]:
     accuracies = {f"{part}_accuracy": _accuracy(model, getattr(state.data, part)) for part in ("validation", "test")}
     zeros, weights = count_zeros(model)
     (checkpoint.parent / "record.json").unlink(missing_ok=True)
+    model.labels = state.data.classes
     save_model(model, checkpoint.parent)
     return {
         "simulated": True,

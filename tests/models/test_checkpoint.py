@@ -173,6 +173,72 @@ def test_missing_and_damaged_files_are_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def described(folder: Path, **changes: object) -> Path:
+    """The saved model, described otherwise."""
+    description = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(description | changes))
+    return folder
+
+
+def refused(folder: Path, message: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"missing or damaged \({message}\); delete that folder") as caught:
+        load_model(folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "message"),
+    [
+        (("head", "weight"), {"rows": 4}, r"quantizer of head\.weight has 4 rows; the weight is \[3, 16\]"),
+        (("head", "weight"), {"rows": 1}, r"quantizer of head\.weight has 1 rows; .*"),  # torch would broadcast it
+        (("", "positions"), {"rows": 16}, r"quantizer of positions has 16 rows; the weight is \[5, 16\]"),
+        (("norm", "bias"), {"kind": "quantizer", "format": "int8", "rows": 16}, r".* the weight is \[16\]"),
+        (("norm", "bias"), {"kind": "fp8"}, r"layer of norm\.bias is 'fp8'; must be quantizer, mask or bf16"),
+    ],
+)
+def test_a_stack_that_does_not_fit_its_weight_is_refused(
+    tmp_path: Path, place: tuple[str, str], change: dict[str, object], message: str
+) -> None:
+    model = pruned_and_quantized()
+    save_model(model, tmp_path)
+    stacks = describe_stacks(model)
+    (layers,) = [stack["layers"] for stack in stacks if (stack["module"], stack["parameter"]) == place]
+    layers[-1] |= change
+    refused(described(tmp_path, stacks=stacks), message)
+
+
+def test_names_of_classes_come_back_where_they_are_known(tmp_path: Path) -> None:
+    model = pruned_and_quantized()
+    save_model(model, tmp_path)
+    assert "labels" not in json.loads((tmp_path / "model.json").read_text())
+    assert load_model(tmp_path).labels == ()
+    model.labels = ("boot", "bag", "shirt")
+    save_model(model, tmp_path)
+    assert load_model(tmp_path).labels == ("boot", "bag", "shirt")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["boot", "bag"], "2 labels for 3 classes"),
+        ([], "0 labels for 3 classes"),
+        (["boot", "bag", 3], "labels must be a list of names"),
+        ("abc", "labels must be a list of names"),
+    ],
+)
+def test_bad_names_of_classes_are_one_line(tmp_path: Path, labels: object, message: str) -> None:
+    save_model(pruned_and_quantized(), tmp_path)
+    refused(described(tmp_path, labels=labels), message)
+
+
+def test_factors_larger_than_their_layer_are_read(tmp_path: Path) -> None:
+    """A recipe may not ask for them any more; a model that has them is one all the same."""
+    sizes = {"patch_size": 4, "embed_dim": 16, "depth": 1, "num_heads": 2, "mlp_dim": 16}
+    model = ViT(ModelSettings.model_validate(sizes | {"ranks": {"blocks.0.mlp.fc1": 16}}), (8, 8, 1), 3)
+    save_model(model, tmp_path)
+    assert load_model(tmp_path).settings.ranks == {"blocks.0.mlp.fc1": 16}
+
+
 def test_a_full_disk_leaves_the_model_that_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = pruned_and_quantized()
     save_model(model, tmp_path)

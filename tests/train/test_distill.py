@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.conftest import StopAt
 
 from lilliput.compress.quantize import attach_quantizers
 from lilliput.compress_config import DistillSettings
@@ -51,23 +52,6 @@ def texts(seed: int, count: int) -> Sequences:
 
 def objective(original: TextEncoder, count: int = 64) -> Distillation:
     return Distillation(original, texts(0, count), texts(1, 40), seed=3)
-
-
-class StopAt:
-    """A display that raises in the middle of a run, as a crash would."""
-
-    def __init__(self, step: int) -> None:
-        self.at = step
-
-    def start(self, epochs: int, total_steps: int, done_steps: int) -> None: ...
-
-    def step(self, step: int, loss: float) -> None:
-        if step == self.at:
-            raise RuntimeError("killed")
-
-    def epoch(self, record: dict[str, Any]) -> None: ...
-
-    def stop(self) -> None: ...
 
 
 def test_the_student_comes_nearer(tmp_path: Path) -> None:

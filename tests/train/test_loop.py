@@ -8,13 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tests.conftest import StopAt
 from torch import nn
 
-from lilliput.config import AugmentSettings, LoopSettings, ModelSettings
+from lilliput.compress.quantize import Quantization
+from lilliput.config import AugmentSettings, LoopSettings, ModelSettings, QuantizeSettings, WeightFormatName
 from lilliput.data import ImageDataset, Part
 from lilliput.errors import FailureError, UserError
 from lilliput.models.checkpoint import CheckpointError, tensors_of
 from lilliput.models.vit import ViT
+from lilliput.train.calibration import random_calibration
 from lilliput.train.images import ImageClassification
 from lilliput.train.loop import Task, derive_seed, fit, learning_rate, parameter_groups, rounded_factors
 
@@ -46,26 +51,6 @@ def task_in(folder: Path, **changes: Any) -> Task[LoopSettings]:
     return Task(
         ImageClassification(tiny_dataset(), AUGMENT, seed=5), checkpoint=folder / "checkpoint.safetensors", **changes
     )
-
-
-class StopAt:
-    """A display that raises in the middle of a run, as a crash would."""
-
-    def __init__(self, step: int) -> None:
-        self.at = step
-
-    def start(self, epochs: int, total_steps: int, done_steps: int) -> None:
-        self.done_steps = done_steps
-
-    def step(self, step: int, loss: float) -> None:
-        if step == self.at:
-            raise RuntimeError("killed")
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
 
 
 def bits(model: nn.Module) -> dict[str, bytes]:
@@ -107,15 +92,10 @@ def test_another_seed_gives_another_model(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_saves_between_two_steps_then_raises(tmp_path: Path) -> None:
-    class PressCtrlC(StopAt):
-        def step(self, step: int, loss: float) -> None:
-            if step == self.at:
-                signal.raise_signal(signal.SIGINT)
-
     assert threading.current_thread() is threading.main_thread()
     settings = SETTINGS.model_copy(update={"checkpoint_seconds": 1e9})
     with pytest.raises(KeyboardInterrupt):
-        fit(tiny_model(), settings, task_in(tmp_path / "cut"), PressCtrlC(7))
+        fit(tiny_model(), settings, task_in(tmp_path / "cut"), StopAt(7, lambda: signal.raise_signal(signal.SIGINT)))
     whole, resumed, seen = tiny_model(), tiny_model(), StopAt(-1)
     fit(whole, settings, task_in(tmp_path / "whole"))
     fit(resumed, settings, task_in(tmp_path / "cut"), seen)
@@ -153,6 +133,47 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoint.safetensors").write_bytes(b"not a checkpoint")
     with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors: damaged .*delete it"):
         fit(tiny_model(), SETTINGS, task_in(tmp_path))
+
+
+def quantized_model(head: WeightFormatName) -> ViT:
+    """The tiny model, int4 but for its head."""
+    model = tiny_model()
+    settings = QuantizeSettings(weight_format="int4", formats={"head": head})
+    Quantization(settings).attach(model, random_calibration(model))
+    return model
+
+
+def test_a_stage_goes_on_with_the_formats_that_it_began_with(tmp_path: Path) -> None:
+    """Formats are chosen anew when a stage goes on, and tensors of one have the shapes of another's."""
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(quantized_model("int8"), SETTINGS, task_in(tmp_path), StopAt(5))
+    began = (
+        r"checkpoint\.safetensors: its stage began with int8 on head\.weight, now it would be int6: .* go on where it "
+        rf"began, with OMP_NUM_THREADS={torch.get_num_threads()}, or delete it to start this stage again$"
+    )
+    with pytest.raises(CheckpointError, match=began) as caught:
+        fit(quantized_model("int6"), SETTINGS, task_in(tmp_path))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"began with \S+ on \S+, now it would be nothing: "):
+        fit(tiny_model(), SETTINGS, task_in(tmp_path))
+    seen = StopAt(-1)
+    fit(quantized_model("int8"), SETTINGS, task_in(tmp_path), seen)
+    assert seen.done_steps == 4
+
+
+def test_a_checkpoint_that_says_nothing_of_formats_is_continued(tmp_path: Path) -> None:
+    """As those of versions before are."""
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(quantized_model("int8"), SETTINGS, task_in(tmp_path), StopAt(5))
+    path = task_in(tmp_path).checkpoint
+    with safe_open(path, framework="pt") as file:
+        counters = file.metadata()["counters"]
+    save_file(load_file(path), path, metadata={"counters": counters})
+    seen, resumed, whole = StopAt(-1), quantized_model("int8"), quantized_model("int8")
+    fit(resumed, SETTINGS, task_in(tmp_path), seen)
+    fit(whole, SETTINGS, task_in(tmp_path / "whole"))
+    assert seen.done_steps == 4
+    assert bits(resumed) == bits(whole)
 
 
 def test_learning_rate_warms_up_then_follows_a_cosine() -> None:

@@ -5,17 +5,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from tests.train.conftest import CLASSES, batch, model, quantised_model, settings, value
 
-from lilliput.compress.quantize import Quantization
 from lilliput.config import (
     LayerSettings,
-    LoopSettings,
-    ModelSettings,
     QuantizeSettings,
     TeacherSettings,
     TrainSettings,
@@ -25,46 +21,11 @@ from lilliput.models.checkpoint import CheckpointError, save_model
 from lilliput.models.encoder import EncoderSettings, TextEncoder
 from lilliput.models.huggingface import save_pretrained
 from lilliput.models.vit import ViT
-from lilliput.train.calibration import random_calibration
 from lilliput.train.teacher import (
     check_teacher,
     distillation_loss,
     read_teacher,
 )
-
-CLASSES = ("a", "b", "c", "d")
-SMALL = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_dim": 16}
-
-
-def model(seed: int = 0, shape: tuple[int, int, int] = (8, 8, 1), classes: int = 4, **changes: Any) -> ViT:
-    """Small, and with weights large enough for logits and attention to be far from uniform."""
-    torch.manual_seed(seed)
-    made = ViT(ModelSettings.model_validate(SMALL | changes), shape, classes)
-    made.set_normalization(np.full(shape[2], 120.0, np.float32), np.full(shape[2], 70.0, np.float32))
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    return made.eval()
-
-
-def batch(count: int = 6, seed: int = 1) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    targets = torch.rand(count, 4, generator=generator).softmax(dim=1)  # as after mixup
-    return torch.randint(256, (count, 1, 8, 8), generator=generator).float(), targets
-
-
-def settings(**distill: Any) -> LoopSettings:
-    return LoopSettings(distill=TeacherSettings(model="elsewhere", **distill))
-
-
-def value(loss: Tensor) -> float:
-    return float(loss.detach())
-
-
-def quantised_model() -> ViT:
-    made = model(2)
-    Quantization(QuantizeSettings()).attach(made, random_calibration(made))
-    return made
 
 
 def save(one: ViT, folder: Path) -> Path:
@@ -217,3 +178,14 @@ def test_settings_that_teach_nothing_are_refused() -> None:
         TrainSettings(distill=TeacherSettings())
     with pytest.raises(ValueError, match=r"distill with epochs=0: nothing is trained"):
         QuantizeSettings(epochs=0, distill=TeacherSettings())
+
+
+def test_names_of_classes_are_compared_where_a_stage_has_them(tmp_path: Path) -> None:
+    older, same, swapped = (
+        read_teacher(save(one, tmp_path / str(index))).model
+        for index, one in enumerate((model(1), labelled(CLASSES), labelled(("b", "a", "c", "d"))))
+    )
+    for teacher in (older, same):  # of the older one only the number of classes is known
+        check_teacher(teacher, model(), TeacherSettings(), CLASSES, "prune")
+    with pytest.raises(UserError, match=r"has 4 classes \(b, a, c, d\), the data 4 \(a, b, c, d\); they must be"):
+        check_teacher(swapped, model(), TeacherSettings(), CLASSES, "prune")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from lilliput.config.train import LoopSettings
+from lilliput.config.train import LoopSettings, refuse_without_effect
 
 
 def _refuse_pot6(name: object) -> object:
@@ -42,6 +42,13 @@ class ShrinkSettings(LoopSettings):
     reestimate: bool = Field(default=True, description="importance is found anew before each step")
     examples: int = Field(default=512, ge=1, description="training examples that importance is found on")
 
+    @model_validator(mode="after")
+    def _check_effect(self) -> Self:
+        if not (self.heads or self.neurons):
+            why = "without heads or neurons to remove; give a share of those, or leave it out"
+            refuse_without_effect(self, ("steps", "reestimate"), why)
+        return self
+
 
 class FactorizeSettings(LoopSettings):
     """Stage `factorize`: a weight becomes the product of two thin ones, where that takes fewer numbers."""
@@ -68,6 +75,15 @@ class FactorizeSettings(LoopSettings):
         given = [name for name in ("energy", "budget", "rank") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"give one of energy, budget and rank, got {' and '.join(given)}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_effect(self) -> Self:
+        if self.method != "asvd":
+            refuse_without_effect(self, ("alpha",), f"with method='{self.method}'; take 'asvd', or leave it out")
+        if self.method == "svd":
+            why = "with method='svd', which looks at weights alone; take 'whitened' or 'asvd', or leave it out"
+            refuse_without_effect(self, ("examples",), why)
         return self
 
 
@@ -130,6 +146,17 @@ class PruneSettings(LoopSettings):
         if len(others) > 1 or (others and self.criterion == "movement"):
             got = " and ".join([*others, "criterion='movement'"][:2])
             raise ValueError(f"{got} exclude each other")
+        return self
+
+    @model_validator(mode="after")
+    def _check_effect(self) -> Self:
+        if self.criterion != "movement":
+            why = f"with criterion='{self.criterion}'; take 'movement', or leave it out"
+            refuse_without_effect(self, ("score_lr",), why)
+        if self.layer_floor and (self.pattern is not None or self.scope == "layer"):  # 0 says what is so
+            other = "scope='layer'" if self.pattern is None else f"pattern={list(self.pattern)}"
+            why = f"with {other}, which takes the same share of each layer; leave it out"
+            refuse_without_effect(self, ("layer_floor",), why)
         return self
 
 

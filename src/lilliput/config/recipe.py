@@ -16,7 +16,7 @@ from lilliput.config.passes import (
     ShrinkSettings,
 )
 from lilliput.config.products import EvaluateSettings, ExportSettings, ReportSettings
-from lilliput.config.train import FinetuneSettings, TrainSettings
+from lilliput.config.train import FinetuneSettings, TrainSettings, refuse_without_effect
 
 StageName = Literal[
     "train", "share", "shrink", "factorize", "prune", "finetune", "quantize", "export", "evaluate", "report"
@@ -111,4 +111,15 @@ class Recipe(Settings):
         shrink = self.shrink
         if "shrink" in self.stages and not (shrink.heads or shrink.neurons or shrink.blocks or shrink.embed_dim):
             raise ValueError("shrink: nothing to remove; give at least one of heads, neurons, blocks and embed_dim")
+        return self
+
+    @model_validator(mode="after")
+    def _check_effect(self) -> Self:
+        # Here and not in the settings themselves: those of a model that a pass has changed keep what they began with.
+        if self.model.layers is not None:
+            why = "with model.layers, which give every block's sizes; leave one of them out"
+            refuse_without_effect(self.model, ("depth", "num_heads", "mlp_dim"), why, "model.")
+        if not self.augment.randaugment_ops:
+            why = "without augment.randaugment_ops; give those, or leave it out"
+            refuse_without_effect(self.augment, ("randaugment_magnitude",), why, "augment.")
         return self

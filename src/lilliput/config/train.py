@@ -7,6 +7,14 @@ from pydantic import Field, model_validator
 from lilliput.config.base import Settings
 
 
+def refuse_without_effect(settings: Settings, names: tuple[str, ...], why: str, place: str = "") -> None:
+    """Raise if a field that changes nothing has another value than its default, which any saved recipe holds."""
+    for name in names:
+        value = getattr(settings, name)
+        if value != type(settings).model_fields[name].default:
+            raise ValueError(f"{place}{name}={value!r} has no effect {why}")
+
+
 class FitSettings(Settings):
     """What every stage that trains shares: one loop serves them all."""
 
@@ -47,6 +55,11 @@ class TeacherSettings(Settings):
     def _check_effect(self) -> Self:
         if not (self.weight or self.hidden_weight or self.attention_weight or self.value_weight):
             raise ValueError("every weight is 0, so nothing would be learned from the teacher; leave the table out")
+        if not self.weight:
+            why = "with weight=0: the teacher's logits are not learned; give a weight above 0, or leave it out"
+            refuse_without_effect(self, ("kind", "temperature"), why)
+        if self.kind == "hard":
+            refuse_without_effect(self, ("temperature",), "with kind='hard'; take kind='soft', or leave it out")
         return self
 
 

@@ -32,6 +32,8 @@ def save_model(model: ViT | TextEncoder, folder: Path) -> None:
     description: dict[str, Any] = {"settings": json.loads(model.settings.model_dump_json())}
     if isinstance(model, ViT):
         description |= {"image_shape": list(model.image_shape), "num_classes": model.num_classes}
+        if model.labels:
+            description["labels"] = list(model.labels)
     description["stacks"] = describe_stacks(model)
     description["fixed_inputs"] = [
         name for name, linear in model.linears().items() if linear.input_multiplier is not None
@@ -58,7 +60,15 @@ def load_text_model(folder: Path) -> TextEncoder:
 
 def _image_model(saved: dict[str, Any]) -> ViT:
     settings = ModelSettings.model_validate_json(json.dumps(saved["settings"]))
-    return ViT(settings, tuple(saved["image_shape"]), saved["num_classes"])
+    model = ViT(settings, tuple(saved["image_shape"]), saved["num_classes"])
+    if "labels" in saved:  # absent: not known when it was saved
+        labels = saved["labels"]
+        if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+            raise ValueError("labels must be a list of names")
+        if len(labels) != model.num_classes:
+            raise ValueError(f"{len(labels)} labels for {model.num_classes} classes")
+        model.labels = tuple(labels)
+    return model
 
 
 def _load(folder: Path, make: Callable[[dict[str, Any]], M]) -> M:
@@ -132,12 +142,27 @@ def _describe(layer: nn.Module) -> dict[str, Any]:
 
 
 def restore_stacks(model: nn.Module, stacks: list[dict[str, Any]]) -> None:
+    """Put on what `describe_stacks` found.
+
+    Raises:
+        ValueError: a kind of layer is unknown, or a quantiser's rows are not its weight's. (Another name is one that
+            torch does not find.)
+    """
     for stack in stacks:
-        module = model.get_submodule(stack["module"])
+        module, name = model.get_submodule(stack["module"]), stack["parameter"]
         for layer in stack["layers"]:
-            if layer["kind"] == "quantizer":
-                push(module, stack["parameter"], WeightQuantizer(layer["format"], layer["rows"], layer["learned"]))
-            elif layer["kind"] == "mask":
-                push(module, stack["parameter"], Mask(base_of(module, stack["parameter"])))
-            else:
-                push(module, stack["parameter"], StoredAsBf16())
+            push(module, name, _layer(layer, base_of(module, name), f"{stack['module']}.{name}".lstrip(".")))
+
+
+def _layer(description: dict[str, Any], base: Tensor, name: str) -> nn.Module:
+    kind = description["kind"]
+    if kind == "quantizer":
+        rows = description["rows"]
+        if base.ndim != 2 or rows != base.shape[0]:
+            raise ValueError(f"quantizer of {name} has {rows} rows; the weight is {list(base.shape)}")
+        return WeightQuantizer(description["format"], rows, description["learned"])
+    if kind == "mask":
+        return Mask(base)
+    if kind == "bf16":
+        return StoredAsBf16()
+    raise ValueError(f"layer of {name} is '{kind}'; must be quantizer, mask or bf16")

@@ -12,7 +12,7 @@ from safetensors.torch import save as tensors_to_bytes
 from torch import Tensor, nn
 
 from lilliput.files import write_atomic
-from lilliput.models.checkpoint import CheckpointError, load_tensors, tensors_of
+from lilliput.models.checkpoint import CheckpointError, describe_stacks, load_tensors, tensors_of
 
 
 class TrainingState:
@@ -68,7 +68,7 @@ class TrainingState:
 
 
 def save_state(state: TrainingState, path: Path) -> None:
-    """Write a checkpoint atomically; counters and history travel in its metadata."""
+    """Write a checkpoint atomically; counters, history and what is on the weights' stacks travel in its metadata."""
     tensors = {f"model.{name}": tensor for name, tensor in tensors_of(state.model).items()}
     tensors |= {f"average.{name}": tensor.contiguous() for name, tensor in state.average.items()}
     names = state.parameter_names()
@@ -82,20 +82,24 @@ def save_state(state: TrainingState, path: Path) -> None:
         "loss_count": state.loss_count,
         "history": state.history,
     }
-    write_atomic(path, tensors_to_bytes(tensors, metadata={"counters": json.dumps(counters)}))
+    metadata = {"counters": json.dumps(counters), "stacks": json.dumps(describe_stacks(state.model))}
+    write_atomic(path, tensors_to_bytes(tensors, metadata=metadata))
 
 
 def load_state(state: TrainingState, path: Path) -> None:
     """Continue from a checkpoint, if there is one.
 
     Raises:
-        CheckpointError: the file is damaged or belongs to another model.
+        CheckpointError: the file is damaged, or belongs to another model or to one with other formats.
     """
     if not path.exists():
         return
     try:
         with safe_open(path, framework="pt") as file:
-            counters = json.loads((file.metadata() or {})["counters"])
+            metadata = file.metadata() or {}
+            counters = json.loads(metadata["counters"])
+            # Absent: saved before they were noted.
+            stacks = json.loads(metadata["stacks"]) if "stacks" in metadata else None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
         raise CheckpointError(f"checkpoint {path}: damaged ({error}); delete it to start this stage again") from None
@@ -103,6 +107,8 @@ def load_state(state: TrainingState, path: Path) -> None:
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         groups[kind][rest] = tensor
+    if stacks is not None:
+        _check_stacks(stacks, describe_stacks(state.model), f"checkpoint {path}", counters["threads"])
     load_tensors(state.model, groups["model"], str(path))
     for parameter, name in state.parameter_names().items():
         if name in groups["average"]:
@@ -119,3 +125,23 @@ def load_state(state: TrainingState, path: Path) -> None:
     state.step, state.seconds = counters["step"], counters["seconds"]
     state.loss_sum, state.loss_count = counters["loss_sum"], counters["loss_count"]
     state.history = counters["history"]
+
+
+def _check_stacks(begun: list[dict[str, Any]], now: list[dict[str, Any]], where: str, threads: int) -> None:
+    """Raise if the formats that a stage has chosen anew are not those that it began with: no tensor tells them."""
+    theirs, ours = _layers_by_name(begun), _layers_by_name(now)
+    for name in theirs | ours:
+        was, is_now = theirs.get(name, "nothing"), ours.get(name, "nothing")
+        if was != is_now:
+            raise CheckpointError(
+                f"{where}: its stage began with {was} on {name}, now it would be {is_now}: close choices may differ "
+                f"between machines and numbers of threads; go on where it began, with OMP_NUM_THREADS={threads}, or "
+                "delete it to start this stage again"
+            )
+
+
+def _layers_by_name(stacks: list[dict[str, Any]]) -> dict[str, str]:
+    """Of each parameter what is on its stack, in words."""
+    names = [f"{stack['module']}.{stack['parameter']}".lstrip(".") for stack in stacks]
+    layers = [[str(layer.get("format", layer["kind"])) for layer in stack["layers"]] for stack in stacks]
+    return {name: " and ".join(some) for name, some in zip(names, layers, strict=True)}

@@ -64,8 +64,8 @@ def _read(folder: Path) -> tuple[bytes, ViT]:
 def check_teacher(teacher: ViT, student: ViT, settings: TeacherSettings, classes: tuple[str, ...], stage: str) -> None:
     """Refuse a teacher from which the model of `stage` cannot learn what the settings ask for.
 
-    A run's own folders do not say what the classes are called: of such a teacher only their number is compared; as of
-    a Hugging Face model whose labels are the ones that stand for none (LABEL_0 ...).
+    Of a teacher that does not say what its classes are called only their number is compared: folders of older versions,
+    and Hugging Face models whose labels are the ones that stand for none (LABEL_0 ...).
 
     Raises:
         RecipeError: images, classes, tokens, width or depth do not fit.
@@ -149,9 +149,7 @@ def distillation_loss(student: ViT, teacher: ViT, batch: tuple[Tensor, Tensor], 
         expected_logits = teacher(pixels)
     with hidden_states(student) as states, last_qkv(student) as ours:
         by_class, by_distillation = student.logits_of_heads(pixels)
-    # Without a weight of its own the distillation head would learn nothing.
-    apart = distill.kind == "hard" and distill.weight > 0.0
-    if by_distillation is None or not apart:
+    if by_distillation is None or distill.kind == "soft":
         by_class = by_distillation = by_class if by_distillation is None else (by_class + by_distillation) / 2
     loss = (1.0 - distill.weight) * F.cross_entropy(by_class, targets, label_smoothing=settings.label_smoothing)
     if distill.weight:
