@@ -3,9 +3,10 @@
 import importlib.util
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 # Before anything imports numpy or torch; child processes inherit it. Several test processes share few cores, and two
 # thread pools on the same cores slow each other down.
@@ -41,6 +42,30 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _fail_skipped(report)
     return report
+
+
+def _killed() -> None:
+    raise RuntimeError("killed")
+
+
+class StopAt:
+    """A display of training that raises in the middle of a run, as a crash would, or does something else there."""
+
+    def __init__(self, step: int, then: Callable[[], None] = _killed) -> None:
+        self.at, self.then = step, then
+
+    def start(self, epochs: int, total_steps: int, done_steps: int) -> None:
+        self.done_steps = done_steps
+
+    def step(self, step: int, loss: float) -> None:
+        if step == self.at:
+            self.then()
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
 
 
 def _beside(file: str) -> ModuleType:

@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from tests.conftest import StopAt
 from torch import Tensor, nn
 
 from lilliput import artifact, pipeline
@@ -192,26 +193,6 @@ def random_data() -> ImageDataset:
     return ImageDataset("noise", ("a", "b", "c", "d"), *parts)
 
 
-class KillAt:
-    """A display that raises in the middle of a run, as a crash would."""
-
-    def __init__(self, step: int) -> None:
-        self.at = step
-
-    def start(self, epochs: int, total_steps: int, done_steps: int) -> None:
-        self.done_steps = done_steps
-
-    def step(self, step: int, loss: float) -> None:
-        if step == self.at:
-            raise RuntimeError("killed")
-
-    def epoch(self, record: dict[str, Any]) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
-
-
 def train(folder: Path, settings: PruneSettings, stop: int = -1) -> ViT:
     """The stage: attach, train, finish."""
     model = small_model()
@@ -222,7 +203,7 @@ def train(folder: Path, settings: PruneSettings, stop: int = -1) -> ViT:
         lambda step, total: work.before_step(model, step, total),
         lambda: apply_masks(model),
     )
-    fit(model, settings, task, KillAt(stop))
+    fit(model, settings, task, StopAt(stop))
     work.finish(model)
     return model
 

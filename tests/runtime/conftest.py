@@ -1,12 +1,29 @@
-"""Altered copies of the good files, whose checksums are right again: the checks behind the checksum must hold."""
+"""Altered copies of the good files, whose checksums are right again: the checks behind the checksum must hold. And the
+models of the tests of sessions."""
 
 import struct
 import sys
 import zlib
+from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from lilliput import artifact
+from lilliput.program.program import Program
+
+TEXTS = [
+    "The small texts!",
+    "",
+    "a",
+    "TINY\tmodels",
+    "the the the the the the the the",
+    "a tiny, tiny model .",
+    "Ünknown",
+]
+MAX_TOKENS = 24
 SECTIONS = {1: 6, 2: 7}  # by version
 METADATA, GOLDEN = 4, 5  # positions in the section table
 RECORD_BYTES = (24, 24, 40)  # buffers, tensors, ops
@@ -125,3 +142,38 @@ def _fix_arena(data: bytearray, sections: list[tuple[int, int, int]]) -> None:
             ends.append(offset + (1 if max_tokens else rows) * cols * (4 if dtype == 3 else 1))
     arena = max(ends) if max_tokens else -(-max(ends) // 64) * 64
     struct.pack_into("<Q", data, 24, min(arena, 2**64 - 64))
+
+
+@pytest.fixture
+def model_path(good_file: bytes, tmp_path: Path) -> Path:
+    path = tmp_path / "model.lil"
+    path.write_bytes(good_file)
+    return path
+
+
+def random_images(*shape: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def program(text_models: ModuleType) -> Program:
+    built: Program = text_models.text_program()
+    return built
+
+
+@pytest.fixture(scope="module")
+def path(program: Program, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "model.lil"
+    artifact.write(program, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def classifier(text_models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "classes.lil"
+    artifact.write(text_models.text_program("text-classification"), path)
+    return path
+
+
+def same(first: NDArray[np.float32], second: NDArray[np.float32]) -> bool:
+    return first.shape == second.shape and first.tobytes() == second.tobytes()
