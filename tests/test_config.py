@@ -76,6 +76,7 @@ def test_recipes_of_the_project_are_valid() -> None:
         "fashion-mnist-vit": Recipe,
         "fashion-mnist": Recipe,
         "minilm-pot4": TextCompressRecipe,
+        "minilm-small-words": TextCompressRecipe,
     }
     recipes = sorted((Path(__file__).parent.parent / "recipes").glob("*.toml"))
     assert [path.stem for path in recipes] == list(kinds)

@@ -13,7 +13,8 @@ from lilliput.config import (
 )
 from lilliput.config import WeightFormatName as Format
 
-CompressStage = Literal["quantize", "distill", "export", "evaluate"]
+CompressStage = Literal["factorize", "quantize", "distill", "export", "evaluate"]
+ImageCompressStage = Literal["quantize", "distill", "export", "evaluate"]
 
 
 class TextDataSettings(Settings):
@@ -25,6 +26,13 @@ class TextDataSettings(Settings):
     validation: int = Field(default=300, ge=1, description="texts to watch training with; at most a quarter of all")
     split_seed: int = Field(default=0, ge=0)
     max_tokens: int = Field(default=128, ge=2, description="longer texts are cut here (not in the file)")
+
+
+class TextFactorizeSettings(Settings):
+    """Stage `factorize` of texts: the table of words becomes vectors of `embedding_dim` numbers, and one product that
+    makes them as wide as the model, nearest for the words that the training texts have most of."""
+
+    embedding_dim: int = Field(default=192, ge=1, description="of a word's vector; fewer are a smaller file")
 
 
 class PostTrainingSettings(Settings):
@@ -77,11 +85,13 @@ class ImageDistillSettings(DistillSettings):
 
 
 STAGE_NEEDS: dict[str, tuple[str, ...]] = {
+    "factorize": (),
     "quantize": (),
     "distill": ("quantize",),
     "export": ("quantize",),
     "evaluate": ("export",),
 }
+STAGE_NOT_AFTER: dict[str, tuple[str, ...]] = {"factorize": ("quantize",), "distill": ("export",)}
 
 
 class CommonRecipe(Settings):
@@ -102,7 +112,7 @@ class CommonRecipe(Settings):
             missing = [need for need in STAGE_NEEDS[stage] if need not in before]
             if missing:
                 raise ValueError(f"stages: '{stage}' needs '{missing[0]}' before it; got {list(self.stages)}")
-            if stage in before or (stage == "distill" and "export" in before):
+            if any(other in before for other in (stage, *STAGE_NOT_AFTER.get(stage, ()))):
                 raise ValueError(f"stages: '{stage}' cannot follow '{before[-1]}'; got {list(self.stages)}")
         return self
 
@@ -111,6 +121,7 @@ class TextCompressRecipe(CommonRecipe):
     """For a text encoder."""
 
     data: TextDataSettings = TextDataSettings()
+    factorize: TextFactorizeSettings = TextFactorizeSettings()
     quantize: TextPostTrainingSettings = TextPostTrainingSettings()
     distill: TextDistillSettings = TextDistillSettings()
 
@@ -122,6 +133,12 @@ class TextCompressRecipe(CommonRecipe):
 class ImageCompressRecipe(CommonRecipe):
     """For an image model. Of the data only `evaluate` looks at labels, if there are any."""
 
+    stages: Annotated[tuple[ImageCompressStage, ...], Field(min_length=1)] = (
+        "quantize",
+        "distill",
+        "export",
+        "evaluate",
+    )
     data: DataSettings | None = None
     quantize: ImagePostTrainingSettings = ImagePostTrainingSettings()
     distill: ImageDistillSettings = ImageDistillSettings()

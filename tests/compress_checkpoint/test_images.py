@@ -18,7 +18,7 @@ from lilliput.compress_checkpoint.images import outputs_of_classes, read_images
 from lilliput.compress_config import ImageCompressRecipe
 from lilliput.config import DataSettings, ModelSettings, parse_settings
 from lilliput.data import ImageDataset, Part, load
-from lilliput.errors import DataError
+from lilliput.errors import DataError, RecipeError
 from lilliput.models.checkpoint import load_model
 from lilliput.models.huggingface import load_pretrained, save_pretrained
 from lilliput.models.vit import ViT
@@ -285,3 +285,8 @@ def test_a_size_that_is_asked_for_must_be_the_models(tmp_path: Path) -> None:
         read_images(settings, (8, 8, 3))
     with pytest.raises(DataError, match=r"its images are 8x8x3, the model takes 8x8x2$"):
         read_images(DataSettings(name="folder", path=str(data)), (8, 8, 2))
+
+
+def test_the_stage_of_words_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"stages.0: Input should be 'quantize', .*, got 'factorize'$"):
+        parse_settings({"stages": ["factorize", "quantize"]}, "test", None, ImageCompressRecipe)

@@ -12,7 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from lilliput import artifact
 from lilliput.cli import main
+from lilliput.compress.words import factorize_words
 from lilliput.compress_checkpoint import compress, read_checkpoint, run
+from lilliput.compress_checkpoint.texts import TextSubject
 from lilliput.compress_config import TextCompressRecipe, TextDataSettings
 from lilliput.config import load_recipe, parse_settings
 from lilliput.data.text import Sequences, read_texts, split_texts
@@ -35,6 +37,10 @@ SMALL: dict[str, Any] = {
     "data": {"test": 30, "validation": 20},
     "quantize": {"texts": 60, "weight_format": "pot4"},
     "distill": {"batch_size": 16, "epochs": 4, "lr": 1e-3, "texts": 96},
+}
+FACTORIZED: dict[str, Any] = {
+    "stages": ["factorize", "quantize", "distill", "export", "evaluate"],
+    "factorize": {"embedding_dim": 8},
 }
 
 
@@ -84,6 +90,11 @@ def finished(sentence: Path, data: Path, tmp_path_factory: pytest.TempPathFactor
     return compressed(sentence, recipe(data), tmp_path_factory.mktemp("runs"))
 
 
+@pytest.fixture(scope="module")
+def factorized(sentence: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compressed(sentence, recipe(data, **FACTORIZED), tmp_path_factory.mktemp("runs"))
+
+
 def results(folder: Path) -> dict[str, Any]:
     read: dict[str, Any] = json.loads((folder / "results.json").read_text())
     return read
@@ -123,6 +134,46 @@ def test_distillation_brings_it_nearer_and_leaves_words_alone(finished: Path) ->
     assert records[1]["cosine"]["mean"] > records[0]["cosine"]["mean"]
     assert torch.equal(before.words, after.words) and torch.equal(before.positions, after.positions)
     assert not torch.equal(before.linears()["blocks.0.mlp.fc1"].weight, after.linears()["blocks.0.mlp.fc1"].weight)
+
+
+def test_words_are_factorised_before_they_are_quantized_and_their_product_is_distilled(
+    factorized: Path, finished: Path, sentence: Path, data: Path
+) -> None:
+    codes = {tensor.name: tensor for tensor in artifact.read(factorized / "model.lil").tensors if tensor.is_codes}
+    assert (codes["words"].rows, codes["words"].cols, codes["words"].format) == (len(VOCABULARY), 8, "int4")
+    product = codes["projection.weight"]
+    assert (product.rows, product.cols, product.format) == (16, 8, "pot4")
+    measured = results(factorized)
+    assert [one["stage"] for one in measured["ledger"]] == ["factorize", "quantize"]
+    assert 0.8 < measured["cosine"]["mean"] < results(finished)["cosine"]["mean"]
+    assert measured["cosine_to_simulation"]["min"] > 0.999
+    before, after = (load_text_model(factorized / name) for name in ("02-quantize", "03-distill"))
+    assert torch.equal(before.words, after.words)
+    assert not torch.equal(before.linears()["projection"].weight, after.linears()["projection"].weight)
+    # And it is the best one for the texts to learn from.
+    texts = TextSubject(read_checkpoint(sentence), recipe(data))
+    ids = np.concatenate([texts.tokenizer.encode(text, 32) for text in texts.parts.train])
+    counts = torch.from_numpy(np.bincount(ids, minlength=len(VOCABULARY)))
+    original, model = load_pretrained(sentence), load_text_model(factorized / "01-factorize")
+    assert isinstance(original, TextEncoder)
+    expected = factorize_words(original, counts, 8)[0]
+    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_run_with_factorised_words_resumes(
+    factorized: Path, sentence: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for where in ("_factorize", "_quantize", "_distill"):
+        with monkeypatch.context() as patch:
+            patch.setattr(run, where, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                compressed(sentence, recipe(data, **FACTORIZED), tmp_path)
+    again = compressed(sentence, recipe(data, **FACTORIZED), tmp_path)
+    assert (again / "model.lil").read_bytes() == (factorized / "model.lil").read_bytes()
+    shutil.copytree(factorized, tmp_path / "more" / "small")
+    fewer = FACTORIZED | {"factorize": {"embedding_dim": 4}, "stages": ["factorize", "quantize", "export"]}
+    other = compressed(sentence, recipe(data, **fewer), tmp_path / "more")
+    assert {t.name: t.cols for t in artifact.read(other / "model.lil").tensors}["words"] == 4
 
 
 def test_a_finished_run_is_not_done_again_and_changes_are(
@@ -187,13 +238,14 @@ def test_later_stages_are_held_to_what_earlier_ones_claimed(
         compressed(sentence, recipe(data), tmp_path)
 
 
+def interrupt(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("where", ["quantize_post_training", "fit", "save_model", "_export", "_evaluate"])
 def test_ctrl_c_in_any_stage_loses_nothing(
     finished: Path, sentence: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
         patch.setattr(run, where, interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -291,6 +343,10 @@ def test_other_mistakes_are_one_line_before_anything_is_done(
             ["--data", str(data), "--set", "quantize.weight_format=int5"],
             "quantize.weight_format: Input should be 'int8'",
         ),
+        (
+            ["--data", str(data), "--set", "stages=['factorize']", "--set", "factorize.embedding_dim=14"],
+            "factorize.embedding_dim=14: no smaller than the table of 72 words of 16 numbers; at most 13 helps",
+        ),
         (["--data", str(data), "--set", "distil.lr=1"], "unknown field 'distil'; allowed: "),
         (["--data", str(data), "--set", "stages=['export']"], "stages: 'export' needs 'quantize' before it"),
     ]
@@ -339,6 +395,8 @@ def test_a_text_without_tokens_is_refused_first(data: Path, tmp_path: Path, part
     ("stages", "message"),
     [
         (["distill", "quantize"], "'distill' needs 'quantize' before it"),
+        (["quantize", "factorize"], "'factorize' cannot follow 'quantize'"),
+        (["factorize", "distill"], "'distill' needs 'quantize' before it"),
         (["quantize", "quantize"], "'quantize' cannot follow 'quantize'"),
         (["quantize", "export", "distill"], "'distill' cannot follow 'export'"),
         (["quantize", "evaluate"], "'evaluate' needs 'export' before it"),
@@ -350,11 +408,14 @@ def test_impossible_orders_are_refused(stages: list[str], message: str) -> None:
         parse_settings({"stages": stages}, "test", None, TextCompressRecipe)
 
 
-def test_the_projects_recipe_is_valid() -> None:
-    path = Path(__file__).parent.parent.parent / "recipes" / "minilm-pot4.toml"
-    loaded = load_recipe(path, ["distill.texts=100", "quantize.formats={'blocks.0.attn' = 'int8'}"], TextCompressRecipe)
+def test_the_projects_recipes_are_valid() -> None:
+    folder = Path(__file__).parent.parent.parent / "recipes"
+    overrides = ["distill.texts=100", "quantize.formats={'blocks.0.attn' = 'int8'}"]
+    loaded = load_recipe(folder / "minilm-pot4.toml", overrides, TextCompressRecipe)
     assert (loaded.name, loaded.quantize.weight_format, loaded.distill.texts) == ("minilm-pot4", "pot4", 100)
     assert loaded.quantize.formats == {"blocks.0.attn": "int8"}
+    loaded = load_recipe(folder / "minilm-small-words.toml", [], TextCompressRecipe)
+    assert (loaded.name, loaded.stages[0], loaded.factorize.embedding_dim) == ("minilm-small-words", "factorize", 192)
 
 
 def test_simulation_and_file_agree(finished: Path, data: Path) -> None:

@@ -15,6 +15,7 @@ from lilliput.compress.prune import count_groups, count_zero_blocks
 from lilliput.compress.sensitivity import size_of
 from lilliput.compress.share import model_shared, program_shared
 from lilliput.compress.shrink import model_shapes, program_shapes
+from lilliput.compress.words import model_words, program_words
 from lilliput.errors import FailureError
 from lilliput.models.stack import StoredAsBf16, WeightQuantizer, layer_of, levels_and_scale
 from lilliput.program.cost import parameter_counts
@@ -115,6 +116,7 @@ CHECKS: dict[str, tuple[Callable[[Model, dict[str, Any]], bool], Callable[[Progr
     "shared": (model_shared, program_shared),
     "shapes": (model_shapes, program_shapes),
     "ranks": (model_ranks, program_ranks),
+    "words": (model_words, program_words),
     "sparsity": (
         lambda model, values: _enough_zeros(count_zeros(model), values),
         lambda program, values: _enough_zeros(_program_zeros(program), values),

@@ -1,4 +1,5 @@
-"""The stages of `lil compress`: quantize -> distill -> export -> evaluate, of which `distill` may be left out.
+"""The stages of `lil compress`: factorize (of texts) -> quantize -> distill -> export -> evaluate, of which the first
+and `distill` may be left out.
 
 What can be refused is refused before the first stage: the checkpoint, its data, names of layers, and a model whose
 program cannot be.
@@ -21,9 +22,10 @@ from rich.table import Table
 
 import lilliput
 from lilliput import artifact
-from lilliput.compress.base import Model
+from lilliput.compress.base import Claim, Model
 from lilliput.compress.ledger import assert_ledger
 from lilliput.compress.post_training import format_claim, quantize_post_training, roughly_quantized
+from lilliput.compress.words import WordFactors, factorize_words, words_claim
 from lilliput.compress_checkpoint.images import ImageSubject
 from lilliput.compress_checkpoint.subject import Checkpoint, Recipe, Subject
 from lilliput.compress_checkpoint.texts import TextSubject
@@ -33,6 +35,7 @@ from lilliput.files import write_atomic
 from lilliput.measure import cosines
 from lilliput.models import TABLES
 from lilliput.models.checkpoint import save_model
+from lilliput.models.encoder import TextEncoder
 from lilliput.models.stack import base_of
 from lilliput.program.builder import with_golden
 from lilliput.report.terminal import table_of
@@ -85,12 +88,19 @@ class Run(StagedRun):
         stage = self.stages[index]
         if stage in PRODUCTS:
             return {"export": _export, "evaluate": _evaluate}[stage](self)
-        model, record = {"quantize": _quantize, "distill": _distill}[stage](self, checkpoint)
-        claims = [format_claim(self.checkpoint.model, self.recipe.quantize)] if stage == "quantize" else []
+        model, record = {"factorize": _factorize, "quantize": _quantize, "distill": _distill}[stage](self, checkpoint)
+        claims = self.new_claims(stage, model)
         record["ledger"] = assert_ledger(self.claims + claims, model, stage)
         (checkpoint.parent / "record.json").unlink(missing_ok=True)
         save_model(model, checkpoint.parent)
         return record | {"claims": [claim.to_json() for claim in claims]}
+
+    def new_claims(self, stage: str, model: Model) -> list[Claim]:
+        """What this stage has made true of the model."""
+        if stage == "factorize":
+            assert isinstance(model, TextEncoder)
+            return [words_claim(model)]
+        return [format_claim(model, self.recipe.quantize)] if stage == "quantize" else []
 
     def summary(self, record: dict[str, Any]) -> str:
         if record["stage"] == "export":
@@ -101,8 +111,9 @@ class Run(StagedRun):
         return f"mean cosine to fp32 {record['cosine']['mean']:.4f} {where}"
 
     def model(self) -> Model:
-        """What the last finished stage left."""
-        assert self.model_folder is not None
+        """What the last finished stage left, or the checkpoint's, which is not to be changed."""
+        if self.model_folder is None:
+            return self.checkpoint.model
         return self.subject.load(self.model_folder).eval()
 
 
@@ -148,14 +159,33 @@ def _subject(checkpoint: Checkpoint, recipe: Recipe) -> Subject:
 
 
 def _refuse_early(state: Run) -> None:
-    """Names of no layer, and a model that cannot become a program."""
-    model = roughly_quantized(state.checkpoint.model, state.recipe.quantize)
+    """Words that cannot be factorised, names of no layer, and a model that cannot become a program."""
+    model = state.checkpoint.model
+    if "factorize" in state.recipe.stages:
+        assert isinstance(model, TextEncoder)
+        model = _factorized(state, torch.zeros(model.settings.vocabulary_size))[0]
+    if "quantize" in state.recipe.stages:
+        model = roughly_quantized(model, state.recipe.quantize)
     if "export" in state.recipe.stages:
         state.subject.lower(model, state.provenance())
 
 
+def _factorize(state: Run, checkpoint: Path) -> tuple[Model, dict[str, Any]]:
+    assert isinstance(state.subject, TextSubject), "settings of images have no such stage"
+    counts = state.subject.word_counts()
+    model, factors = _factorized(state, torch.from_numpy(counts))
+    record = {"kept": factors.kept, "words_seen": int((counts > 0).sum()), "texts": state.subject.sizes["train"]}
+    return model, record | _simulated(state, model)
+
+
+def _factorized(state: Run, counts: torch.Tensor) -> tuple[TextEncoder, WordFactors]:
+    recipe, model = state.recipe, state.checkpoint.model
+    assert isinstance(recipe, TextCompressRecipe) and isinstance(model, TextEncoder)
+    return factorize_words(model, counts, recipe.factorize.embedding_dim)
+
+
 def _quantize(state: Run, checkpoint: Path) -> tuple[Model, dict[str, Any]]:
-    model, examples = copy.deepcopy(state.checkpoint.model), state.subject.calibration()
+    model, examples = copy.deepcopy(state.model()), state.subject.calibration()
     with Progress(console=state.console, transient=True, disable=state.quiet) as bar:
         task = bar.add_task("quantize", total=None)
         layers = quantize_post_training(

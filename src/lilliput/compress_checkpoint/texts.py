@@ -54,6 +54,7 @@ class TextSubject(Subject):
         self.recipe = recipe
         self.tokenizer = Tokenizer(self.tokenizer_settings, tokens, merges)
         self.vocabulary = Vocabulary(tuple(tokens), merges)
+        self.vocabulary_size = model.settings.vocabulary_size
         self.max_tokens = model.settings.max_tokens or model.settings.num_positions
         self.parts = split_texts(read_texts(Path(recipe.data.path), recipe.data.column), recipe.data)
         cut, cut_to_distill = (min(one.max_tokens, self.max_tokens) for one in (recipe.data, recipe.distill))
@@ -82,6 +83,11 @@ class TextSubject(Subject):
 
     def calibration(self) -> Sequences:
         return self.encode(self.parts.train[: self.recipe.quantize.texts], self.recipe.data.max_tokens)
+
+    def word_counts(self) -> NDArray[np.int64]:
+        """How often each word of the model occurs in the texts to learn from, [V]."""
+        ids = self.encode(self.parts.train, self.recipe.data.max_tokens).ids
+        return np.bincount(ids, minlength=self.vocabulary_size)
 
     def validation(self) -> Sequences:
         return self.encode(self.parts.validation, self.recipe.data.max_tokens)
