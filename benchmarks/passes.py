@@ -4,13 +4,15 @@ bytes, work and time. One table and one Pareto plot.
     python benchmarks/passes.py recipes/digits.toml --seeds 0 1 2 --out benchmarks/results/passes-digits.json
 
 For each seed the fp32 model is trained once. Then each variant runs its passes and is quantised and exported; all see
-as many epochs, because where a variant has no pass the stage `finetune` trains on in its place. So a variant is to be
-compared with `int8`, which has been trained as long and loses next to nothing, before the fp32 model that both began
-with. Accuracy, bytes, zeros and work are those of the file. What is finished in --runs is not done again.
+as many epochs ("int4, not trained" without those of `quantize`), because where a variant has no pass the stage
+`finetune` trains on in its place. So a variant is to be compared with `int8`, which has been trained as long (but never
+has a teacher), before the fp32 model that both began with. Accuracy, bytes, zeros and work are those of the file. What
+is finished in --runs is not done again.
 """
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import sys
@@ -132,17 +134,30 @@ def make(base: Recipe, variant: Variant, seed: int, runs: Path) -> Path:
 
 
 def run_from(stages: list[str], store: Path, recipe: Recipe, runs: Path) -> Path:
-    """Run a recipe with those of its first stages that are in `store` already, and leave there what is missing."""
-    _copy_missing(stages, store, runs / recipe.name)
+    """Run a recipe with those of its first stages that are in `store` already, and leave there what it did itself."""
+    own = runs / recipe.name
+    for name in stages:
+        if _key(own / name) is None and _key(store / name) is not None:
+            _copy(store / name, own / name)
     folder = pipeline.run(recipe, runs)
-    _copy_missing(stages, folder, store)
+    for name in stages:
+        if _key(store / name) != _key(own / name):
+            _copy(own / name, store / name)
     return folder
 
 
-def _copy_missing(names: list[str], source: Path, target: Path) -> None:
-    for name in names:
-        if (source / name).exists() and not (target / name).exists():
-            shutil.copytree(source / name, target / name)
+def _key(folder: Path) -> str | None:
+    """Of a finished stage: what it was made from."""
+    record = folder / "record.json"
+    return str(json.loads(record.read_text())["key"]) if record.exists() else None
+
+
+def _copy(source: Path, target: Path) -> None:
+    """In the place of what is there, whole or not at all."""
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    shutil.copytree(source, part)
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
 
 
 def describe(folder: Path) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from lilliput.config import DataSettings
 from lilliput.errors import UserError
 from lilliput.files import write_atomic
 from lilliput.measure import commit, machine_info
-from lilliput.models.checkpoint import load_model
+from lilliput.models.checkpoint import describe_stacks, load_model
 from lilliput.models.vit import ViT
 from lilliput.program.formats import WEIGHT_FORMATS
 from lilliput.train.images import predict
@@ -59,6 +59,13 @@ def rounded(weight: Tensor, grid: Tensor) -> Tensor:
     return chosen
 
 
+def load_plain(folder: Path) -> ViT:
+    model = load_model(folder)
+    if describe_stacks(model):
+        raise UserError(f"{folder}: its weights have masks or quantisers; give the folder of a stage `train`")
+    return model
+
+
 @torch.no_grad()
 def measure(model: ViT, dataset: data.ImageDataset, grid: Tensor) -> dict[str, float]:
     """Relative error of all weights together, and test accuracy."""
@@ -81,7 +88,7 @@ def main() -> int:
     given = parser.parse_args()
     try:
         dataset = data.load(DataSettings(name=given.data))
-        models = [load_model(folder) for folder in given.folders]
+        models = [load_plain(folder) for folder in given.folders]
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

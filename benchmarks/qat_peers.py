@@ -128,7 +128,8 @@ def of_seed(base: Recipe, seed: int, runs: Path) -> dict[str, float]:
     for weight_format in OURS:
         tree = json.loads(base.model_dump_json(exclude_unset=True)) | {"name": f"{base.name}-qat-{seed}", "seed": seed}
         tree["stages"] = ["train", "quantize", "export", "evaluate", "report"]
-        tree["quantize"] = tree.get("quantize", {}) | {"weight_format": weight_format, "distill": None}
+        tree["quantize"] = tree.get("quantize", {}) | {"weight_format": weight_format}
+        tree["quantize"] |= {"distill": None, "precision": "fp32"}  # bf16 would round the peers' products, not ours
         recipe = parse_recipe(tree, tree["name"])
         folder = run_from([TRAIN_FOLDER], runs / f"{base.name}-fp32-{seed}", recipe, runs)
         stages = {stage["stage"]: stage for stage in json.loads((folder / "records.json").read_text())["stages"]}

@@ -2,10 +2,10 @@
 
     python benchmarks/students.py recipes/digits.toml --seeds 0 1 2 --out benchmarks/results/students-digits.json
 
-The teacher is the fp32 model of the recipe's stage `train`, one a seed; the student has the sizes of --student and the
-settings of that stage. Each is trained on its own seeds, rounded to int8 by calibration alone, exported and measured on
-the file. What is finished in --runs is not done again, and its fp32 models are those of
-`passes.py`.
+The teacher is the fp32 model of the recipe's stage `train`, one a seed; the student is a plain model of the sizes of
+--student, trained with the settings of that stage, from the same first weights with and without the teacher, rounded to
+int8 by calibration alone, exported and measured on the file. What is finished in --runs is not done again, and its fp32
+models are those of `passes.py`.
 """
 
 import argparse
@@ -41,7 +41,10 @@ def run_of(base: Recipe, name: str, seed: int, changes: dict[str, Any]) -> Recip
     tree["quantize"] = {"weight_format": "int8", "epochs": 0}
     for stage in ("prune", "finetune"):
         tree.pop(stage, None)
-    return parse_recipe(tree | changes, tree["name"])
+    tree.get("train", {}).pop("distill", None)  # whether there is a teacher is the kind's own
+    for stage, settings in changes.items():
+        tree[stage] = (tree.get(stage, {}) if stage == "train" else {}) | settings
+    return parse_recipe(tree, tree["name"])
 
 
 def measured(folder: Path) -> dict[str, Any]:
@@ -58,11 +61,10 @@ def of_seed(base: Recipe, student: dict[str, Any], kinds: list[str], seed: int, 
     store = runs / f"{base.name}-fp32-{seed}"
     folder = run_from([TRAIN_FOLDER], store, run_of(base, "teacher", seed, {}), runs)
     results = {"teacher": measured(folder)}
-    train = json.loads(base.train.model_dump_json(exclude_unset=True))
     for kind in kinds:
         settings = KINDS[kind]
         distill = {} if settings is None else {"distill": settings | {"model": str(folder / TRAIN_FOLDER)}}
-        changes = {"model": student, "train": train | distill}
+        changes = {"model": student, "train": distill}
         recipe = run_of(base, "student-" + kind.replace(" ", "-"), seed, changes)
         results[kind] = measured(pipeline.run(recipe, runs))
     return results

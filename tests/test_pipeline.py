@@ -298,6 +298,15 @@ def test_what_cannot_be_built_is_refused_before_training(
         pipeline.run(recipe(**change), tmp_path, quiet=True)
 
 
+def test_products_that_the_machine_lacks_are_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "fit", None)
+    monkeypatch.setattr("lilliput.train.loop._has_bf16_products", lambda: False)
+    with pytest.raises(UserError, match="precision=bf16: this machine has no such products"):
+        pipeline.run(recipe(quantize=SMALL["quantize"] | {"precision": "bf16"}), tmp_path, quiet=True)
+
+
 def test_nan_in_saved_weights_is_named_and_never_exported(finished: Path, tmp_path: Path) -> None:
     folder = tmp_path / "small"
     shutil.copytree(finished, folder)

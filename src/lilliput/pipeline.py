@@ -35,7 +35,7 @@ from lilliput.stages import StagedRun, alone_in, hash_of
 from lilliput.train.calibration import calibration, random_calibration
 from lilliput.train.display import TrainingDisplay
 from lilliput.train.images import ImageClassification, predict
-from lilliput.train.loop import Task, derive_seed, fit
+from lilliput.train.loop import Task, derive_seed, fit, refuse_precision
 from lilliput.train.teacher import Teacher, check_teacher, read_teacher
 
 # Part of every key, with the version of Lilliput: raise it when a stage computes something else from the same settings.
@@ -144,6 +144,8 @@ def _refuse_early(state: Run) -> None:
     ranks_known = True
     for stage in state.recipe.stages:
         settings = getattr(state.recipe, stage)
+        if isinstance(settings, LoopSettings) and settings.epochs:
+            refuse_precision(settings)
         if stage == "factorize" and settings.energy is not None:
             ranks_known = False  # they depend on trained weights, and with them names and bytes of factors
         if stage == "quantize" and not ranks_known:

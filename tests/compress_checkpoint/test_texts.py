@@ -359,6 +359,15 @@ def test_other_mistakes_are_one_line_before_anything_is_done(
     assert not (tmp_path / "runs").exists()
 
 
+def test_products_that_the_machine_lacks_are_refused_first(
+    sentence: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lilliput.train.loop._has_bf16_products", lambda: False)
+    with pytest.raises(UserError, match="precision=bf16: this machine has no such products"):
+        compressed(sentence, recipe(data, distill={"precision": "bf16"}), tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_model_that_cannot_be_a_program_is_refused_first(data: Path, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "wide", SENTENCE | {"layers": (LAYER | {"mlp_dim": 65600},)})
     with pytest.raises(UserError, match=r"codes' cols \(K\) is 65600; must be at most 65536"):

@@ -1,5 +1,6 @@
 """The training loop: schedule, resuming to the same bits, interruption, divergence."""
 
+import json
 import signal
 import threading
 from pathlib import Path
@@ -176,6 +177,20 @@ def test_a_checkpoint_that_says_nothing_of_formats_is_continued(tmp_path: Path) 
     assert bits(resumed) == bits(whole)
 
 
+@pytest.mark.parametrize(
+    "stacks", [[1], {"a": 1}, [{"module": "head"}], [{"module": "", "parameter": "", "layers": 3}]]
+)
+def test_damaged_formats_of_a_checkpoint_are_named(tmp_path: Path, stacks: object) -> None:
+    with pytest.raises(RuntimeError, match="killed"):
+        fit(tiny_model(), SETTINGS, task_in(tmp_path), StopAt(5))
+    path = task_in(tmp_path).checkpoint
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() | {"stacks": json.dumps(stacks)}
+    save_file(load_file(path), path, metadata=metadata)
+    with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors: damaged .*delete it"):
+        fit(tiny_model(), SETTINGS, task_in(tmp_path))
+
+
 def test_learning_rate_warms_up_then_follows_a_cosine() -> None:
     settings = LoopSettings(lr=1.0, warmup_fraction=0.1, final_lr_fraction=0.1)
     rates = [learning_rate(step, 100, settings) for step in range(100)]
@@ -226,6 +241,31 @@ def test_rounded_factors_round_everything_else_and_end() -> None:
     if HAS_BF16:
         torch.testing.assert_close(rounded.double(), expected, rtol=0.0, atol=1e-4)
     assert ((rounded - full).abs().max() > 1e-2) == HAS_BF16
+    assert torch.equal(a @ b, full)
+
+
+def test_rounded_factors_of_two_threads_end() -> None:
+    """What is switched belongs to the process: had the second noted the first one's, it would stay."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with rounded_factors():
+            begun.set()
+            go_on.wait(10)
+
+    def second() -> None:
+        begun.wait(10)
+        threading.Timer(0.1, go_on.set).start()
+        with rounded_factors():
+            pass
+
+    a, b = torch.randn(256, 256), torch.randn(256, 256)
+    full = a @ b
+    threads = [threading.Thread(target=target) for target in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert torch.equal(a @ b, full)
 
 

@@ -32,6 +32,7 @@ from lilliput.models.encoder import TextEncoder
 from lilliput.program.program import Program
 
 Shape = tuple[int, ...]
+ROWS = 8192  # of a table that are in float64 at once
 
 
 @dataclass(frozen=True)
@@ -58,14 +59,18 @@ class WordFactors:
 def factorize_table(table: Tensor, counts: Tensor, embedding_dim: int) -> WordFactors:
     """The best factors of `table` [V, D] for words that were counted `counts` [V] times; E, `embedding_dim`: 1 to D."""
     frequencies = counts.to(torch.float64) + 1.0
-    centred = table.to("cpu", torch.float64, copy=True)
-    bias = frequencies @ centred / frequencies.sum()
-    centred -= bias
-    values, vectors = torch.linalg.eigh(centred.T @ (frequencies[:, None] * centred))
+    parts = [(rows.cpu(), f) for rows, f in zip(table.split(ROWS), frequencies.split(ROWS), strict=True)]
+    bias = torch.stack([f @ rows.double() for rows, f in parts]).sum(dim=0) / frequencies.sum()
+    gram = torch.zeros(len(bias), len(bias), dtype=torch.float64)
+    for rows, f in parts:
+        centred = rows.double() - bias
+        gram += centred.T @ (f[:, None] * centred)
+    values, vectors = torch.linalg.eigh(gram)
     values, vectors = values.flip(0).clamp_min(0.0), vectors.flip(1)[:, :embedding_dim]
     signs = vectors.gather(0, vectors.abs().argmax(dim=0, keepdim=True)).sign()
     projection = _turn(embedding_dim) @ (vectors * signs).T
-    return WordFactors(centred @ projection.T, projection, bias, values)
+    words = torch.cat([(rows.double() - bias) @ projection.T for rows, _ in parts])
+    return WordFactors(words, projection, bias, values)
 
 
 def _turn(size: int) -> Tensor:

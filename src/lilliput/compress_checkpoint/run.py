@@ -43,7 +43,7 @@ from lilliput.report.text import count, percent
 from lilliput.stages import StagedRun, alone_in, hash_of
 from lilliput.train.display import TrainingDisplay
 from lilliput.train.distill import Distillation, outputs
-from lilliput.train.loop import Task, derive_seed, fit
+from lilliput.train.loop import Task, derive_seed, fit, refuse_precision
 
 # Part of every key, with the version of Lilliput: raise it when a stage computes something else from the same settings.
 VERSION = 3
@@ -160,6 +160,8 @@ def _subject(checkpoint: Checkpoint, recipe: Recipe) -> Subject:
 
 def _refuse_early(state: Run) -> None:
     """Words that cannot be factorised, names of no layer, and a model that cannot become a program."""
+    if "distill" in state.recipe.stages:
+        refuse_precision(state.recipe.distill)
     model = state.checkpoint.model
     if "factorize" in state.recipe.stages:
         assert isinstance(model, TextEncoder)

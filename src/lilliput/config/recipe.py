@@ -119,7 +119,4 @@ class Recipe(Settings):
         if self.model.layers is not None:
             why = "with model.layers, which give every block's sizes; leave one of them out"
             refuse_without_effect(self.model, ("depth", "num_heads", "mlp_dim"), why, "model.")
-        if not self.augment.randaugment_ops:
-            why = "without augment.randaugment_ops; give those, or leave it out"
-            refuse_without_effect(self.augment, ("randaugment_magnitude",), why, "augment.")
         return self

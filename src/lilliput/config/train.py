@@ -11,8 +11,9 @@ def refuse_without_effect(settings: Settings, names: tuple[str, ...], why: str, 
     """Raise if a field that changes nothing has another value than its default, which any saved recipe holds."""
     for name in names:
         value = getattr(settings, name)
-        if value != type(settings).model_fields[name].default:
-            raise ValueError(f"{place}{name}={value!r} has no effect {why}")
+        default = type(settings).model_fields[name].default
+        if value != default:
+            raise ValueError(f"{place}{name}={value!r} has no effect {why} (its default is {default!r})")
 
 
 class FitSettings(Settings):
@@ -28,7 +29,7 @@ class FitSettings(Settings):
     ema_decay: float | None = Field(default=None, gt=0.0, lt=1.0, description="None: no moving average of the weights")
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32",
-        description="of the factors of a step's matrix products (their sums: fp32); bf16 is faster where there is AMX",
+        description="of the factors of a step's matrix products, a teacher's too (sums: fp32); bf16 is faster with AMX",
     )
     checkpoint_seconds: float = Field(default=15.0, ge=0.0, description="time between checkpoints; 0: every step")
     evaluate_every: int = Field(default=1, ge=1, description="epochs between looks at the validation set")

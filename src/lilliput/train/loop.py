@@ -18,7 +18,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -126,8 +126,7 @@ def fit(model: nn.Module, settings: S, task: Task[S], display: Display | None = 
         KeyboardInterrupt: after the checkpoint was written.
     """
     accelerator = Accelerator(mixed_precision="no")  # its bfloat16 would round sums of levels, too
-    if settings.precision == "bf16" and not (accelerator.device.type == "cpu" and _has_bf16_products()):
-        raise UserError("precision=bf16: this machine has no such products (AVX-512 or AMX of bfloat16); leave it fp32")
+    refuse_precision(settings)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings), lr=settings.lr, betas=(0.9, 0.999))
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     steps_per_epoch = task.objective.batches(settings)
@@ -193,23 +192,38 @@ def _step(
     return value
 
 
+def refuse_precision(settings: FitSettings) -> None:
+    """Raise `UserError` if the settings ask for products that this machine does not have."""
+    if settings.precision == "fp32":
+        return
+    device = PartialState().device
+    if device.type != "cpu":
+        raise UserError(f"precision=bf16: for training on a processor, this would be on {device}; leave it fp32")
+    if not _has_bf16_products():
+        raise UserError("precision=bf16: this machine has no such products (AVX-512 or AMX of bfloat16); leave it fp32")
+
+
 def _has_bf16_products() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+_ROUNDING = threading.Lock()  # what it switches is the whole process'
+
+
 @contextlib.contextmanager
 def rounded_factors() -> Iterator[None]:
-    """Within: matrix products of fp32 tensors round their factors to bfloat16 and sum in fp32. Whole numbers up to 256,
-    so all levels, pass unchanged, and what is simulated with them stays exact."""
+    """Within, and in every thread of the process: matrix products of fp32 tensors round their factors to bfloat16 and
+    sum in fp32. Whole numbers up to 256, so all levels, pass unchanged, and what is simulated with them stays exact."""
     onednn: Any = torch.backends.mkldnn  # torch's annotations lack this
     products = onednn.matmul
-    before = products.fp32_precision
-    products.fp32_precision = "bf16"
-    try:
-        with sdpa_kernel(SDPBackend.MATH):  # the fused one's gradient takes twenty times as long with such products
-            yield
-    finally:
-        products.fp32_precision = before
+    with _ROUNDING:
+        before = products.fp32_precision
+        products.fp32_precision = "bf16"
+        try:
+            with sdpa_kernel(SDPBackend.MATH):  # the fused one's gradient takes twenty times as long with such products
+                yield
+        finally:
+            products.fp32_precision = before
 
 
 def derive_seed(*numbers: int) -> int:

@@ -99,16 +99,17 @@ def load_state(state: TrainingState, path: Path) -> None:
             metadata = file.metadata() or {}
             counters = json.loads(metadata["counters"])
             # Absent: saved before they were noted.
-            stacks = json.loads(metadata["stacks"]) if "stacks" in metadata else None
+            begun = _layers_by_name(json.loads(metadata["stacks"])) if "stacks" in metadata else None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"checkpoint {path}: damaged ({error}); delete it to start this stage again") from None
     groups: dict[str, dict[str, Tensor]] = {"model": {}, "average": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         kind, _, rest = name.partition(".")
         groups[kind][rest] = tensor
-    if stacks is not None:
-        _check_stacks(stacks, describe_stacks(state.model), f"checkpoint {path}", counters["threads"])
+    if begun is not None:
+        now = _layers_by_name(describe_stacks(state.model))
+        _check_stacks(begun, now, f"checkpoint {path}", counters["threads"])
     load_tensors(state.model, groups["model"], str(path))
     for parameter, name in state.parameter_names().items():
         if name in groups["average"]:
@@ -127,11 +128,10 @@ def load_state(state: TrainingState, path: Path) -> None:
     state.history = counters["history"]
 
 
-def _check_stacks(begun: list[dict[str, Any]], now: list[dict[str, Any]], where: str, threads: int) -> None:
+def _check_stacks(begun: dict[str, str], now: dict[str, str], where: str, threads: int) -> None:
     """Raise if the formats that a stage has chosen anew are not those that it began with: no tensor tells them."""
-    theirs, ours = _layers_by_name(begun), _layers_by_name(now)
-    for name in theirs | ours:
-        was, is_now = theirs.get(name, "nothing"), ours.get(name, "nothing")
+    for name in begun | now:
+        was, is_now = begun.get(name, "nothing"), now.get(name, "nothing")
         if was != is_now:
             raise CheckpointError(
                 f"{where}: its stage began with {was} on {name}, now it would be {is_now}: close choices may differ "
