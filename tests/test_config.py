@@ -7,6 +7,7 @@ import pytest
 
 from lilliput.compress_config import ImageCompressRecipe, TextCompressRecipe
 from lilliput.config import BLOCK, SIX_BIT_BLOCK, ModelSettings, Recipe, load_recipe, parse_recipe
+from lilliput.config.load import parse_settings
 from lilliput.errors import RecipeError
 from lilliput.program.formats import TILE_ROWS, WEIGHT_FORMATS
 
@@ -86,22 +87,22 @@ def test_recipes_of_the_project_are_valid() -> None:
 
 def test_a_recipe_of_the_other_command_is_refused(tmp_path: Path) -> None:
     (tmp_path / "compress.toml").write_text('command = "compress"\n')
-    with pytest.raises(RecipeError, match=r"compress\.toml: command: Input should be 'run', got 'compress'$"):
+    with pytest.raises(RecipeError, match=r"compress\.toml: it is one of `lil compress`$"):
         load_recipe(tmp_path / "compress.toml")
     (tmp_path / "run.toml").write_text('command = "run"\n')
     for kind in (TextCompressRecipe, ImageCompressRecipe):
         assert load_recipe(tmp_path / "compress.toml", None, kind).command == "compress"
-        with pytest.raises(RecipeError, match=r"run\.toml: command: Input should be 'compress', got 'run'$"):
+        with pytest.raises(RecipeError, match=r"run\.toml: it is one of `lil run`$"):
             load_recipe(tmp_path / "run.toml", None, kind)
 
 
 def test_overrides(tmp_path: Path) -> None:
     path = tmp_path / "r.toml"
     path.write_text("[train]\nepochs = 3\n")
-    overrides = ["train.epochs=5", "quantize.weight_format=int8", "augment.flip=true", 'stages=["train"]']
+    overrides = ["train.epochs=5", "quantize.weight_format=int8", "augment.flip=true", 'stages=["train", "quantize"]']
     recipe = load_recipe(path, overrides)
     assert (recipe.name, recipe.train.epochs, recipe.quantize.weight_format) == ("r", 5, "int8")
-    assert recipe.augment.flip and recipe.stages == ("train",)
+    assert recipe.augment.flip and recipe.stages == ("train", "quantize")
 
 
 @pytest.mark.parametrize("override", ["train.epochs", "train..x=3", "=3"])
@@ -141,3 +142,17 @@ def test_blocks_are_those_of_the_format() -> None:
 
 def test_layers_replace_the_uniform_sizes() -> None:
     assert [layer.head_dim for layer in ModelSettings(embed_dim=96, num_heads=3, depth=2).resolved_layers()] == [32, 32]
+
+
+def test_an_override_of_a_stage_that_is_not_run_is_refused() -> None:
+    tree: dict[str, Any] = {"name": "x", "stages": ["train", "quantize", "export"]}
+    message = r"^--set prune\.sparsity=0\.9: the stage 'prune' is not run; add it by --set stages=, now \['train', 'q"
+    with pytest.raises(RecipeError, match=message):
+        parse_settings(tree, "x.toml", ["prune.sparsity=0.9"], Recipe)
+    more = ["prune.sparsity=0.9", "stages=['train', 'prune', 'quantize', 'export']", "data.limit=50", "seed=3"]
+    assert parse_settings(tree, "x.toml", more, Recipe).prune.sparsity == 0.9
+    compress: dict[str, Any] = {"command": "compress", "name": "x"}
+    with pytest.raises(
+        RecipeError, match=r"the stage 'factorize' is not run; add it by --set stages=, now \['quantize', 'd"
+    ):
+        parse_settings(compress, "x.toml", ["factorize.embedding_dim=4"], TextCompressRecipe)

@@ -112,8 +112,9 @@ class CommonRecipe(Settings):
             missing = [need for need in STAGE_NEEDS[stage] if need not in before]
             if missing:
                 raise ValueError(f"stages: '{stage}' needs '{missing[0]}' before it; got {list(self.stages)}")
-            if any(other in before for other in (stage, *STAGE_NOT_AFTER.get(stage, ()))):
-                raise ValueError(f"stages: '{stage}' cannot follow '{before[-1]}'; got {list(self.stages)}")
+            for other in (stage, *STAGE_NOT_AFTER.get(stage, ())):
+                if other in before:
+                    raise ValueError(f"stages: '{stage}' cannot follow '{other}'; got {list(self.stages)}")
         return self
 
 

@@ -204,7 +204,7 @@ def test_a_shared_model_reloads_from_its_settings(tmp_path: Path) -> None:
 def test_the_claim_holds_in_later_stages_and_in_the_file() -> None:
     model = shared(model_of(4), 2)
     (claim,) = claims = Sharing(ShareSettings(num_blocks=2)).claims(model)
-    assert claim.detail == "2 distinct blocks serve 4 depths, each stored once"
+    assert claim.detail == "distinct blocks: 2 for 4 depths, each stored once"
     assert_ledger(claims, model, "share")
     Factorization(FactorizeSettings()).attach(model, random_calibration(model))
     assert_ledger(claims, model, "factorize")
@@ -217,7 +217,9 @@ def test_a_model_or_file_that_shares_no_longer_is_refused() -> None:
     claims = Sharing(ShareSettings(num_blocks=2)).claims(shared(model_of(4), 2))
     for broken in (model_of(4), shared(model_of(3), 2), shared(model_of(4), 1)):
         for subject in (broken, lowered(quantized(copy.deepcopy(broken)))):
-            with pytest.raises(FailureError, match=r"^after 'prune' the guarantee of 'share' is broken: 2 distinct"):
+            with pytest.raises(
+                FailureError, match=r"^after 'prune' the guarantee of 'share' is broken: distinct"
+            ):
                 assert_ledger(claims, subject, "prune")
 
 

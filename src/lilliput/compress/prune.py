@@ -225,14 +225,14 @@ class Pruning(Pass):
     def claims(self, model: ViT) -> list[Claim]:
         masks = {name: layer.mask for name, layer in mask_layers(model).items()}
         zeros, total = _count_zeros(masks.values()), sum(mask.numel() for mask in masks.values())
-        detail = f"at least {zeros} of {total} linear and projection weights are zero"
+        detail = f"at least {zeros:,} of {total:,} linear and projection weights are zero"
         claims = [Claim("sparsity", "prune", detail, {"zeros": zeros, "weights": total})]
         columns = model.program_columns()
         in_order = [mask[:, columns[name]] for name, mask in masks.items()]
         block, pattern = self.settings.block, self.settings.pattern
         if block is not None:
             gone, blocks = count_zero_blocks(in_order, block)
-            detail = f"at least {gone} of {blocks} blocks of {block[0]} outputs x {block[1]} inputs are zero"
+            detail = f"at least {gone:,} of {blocks:,} blocks of {block[0]} outputs x {block[1]} inputs are zero"
             values = {"zeros": gone, "blocks": blocks, "block": list(block)}
             claims.append(Claim("zero blocks", "prune", detail, values))
         if pattern is not None:

@@ -71,7 +71,7 @@ class Sharing(Pass):
 
     def claims(self, model: ViT) -> list[Claim]:
         blocks, depths = len(model.blocks), len(model.settings.resolved_order())
-        detail = f"{blocks} distinct blocks serve {depths} depths, each stored once"
+        detail = f"distinct blocks: {blocks} for {depths} depths, each stored once"
         return [Claim("shared", "share", detail, {"blocks": blocks, "depths": depths})]
 
 

@@ -12,6 +12,7 @@ from lilliput.config.recipe import Recipe
 from lilliput.errors import RecipeError
 
 R = TypeVar("R", bound=Settings)
+NO_STAGES = ("command", "name", "seed", "stages", "data", "augment", "model")  # tables and values of every run
 
 
 @overload
@@ -46,7 +47,7 @@ def parse_settings(tree: dict[str, Any], where: str, overrides: list[str] | None
     """Apply overrides to a tree of plain values, and validate it as a recipe of class `kind`.
 
     Raises:
-        RecipeError: as `load_recipe`.
+        RecipeError: as `load_recipe`, and for an override of a stage that is not run.
     """
     for override in overrides or []:
         _apply_override(tree, override)
@@ -56,9 +57,22 @@ def parse_settings(tree: dict[str, Any], where: str, overrides: list[str] | None
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"recipe {where}: cannot be read ({str(error)[:100]})") from None
     try:
-        return kind.model_validate_json(text)
+        recipe = kind.model_validate_json(text)
     except ValidationError as error:
         raise RecipeError(f"recipe {where}: {_one_line(error, kind)}") from None
+    _refuse_idle(overrides or [], recipe)
+    return recipe
+
+
+def _refuse_idle(overrides: list[str], recipe: Settings) -> None:
+    """Raise if an override is of a stage that is not run: whoever gives it expects that it does something."""
+    stages: tuple[str, ...] = getattr(recipe, "stages", ())
+    for override in overrides:
+        table = override.partition("=")[0].strip().partition(".")[0]
+        if table not in (*NO_STAGES, *stages):
+            raise RecipeError(
+                f"--set {override}: the stage '{table}' is not run; add it by --set stages=, now {list(stages)}"
+            )
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -85,6 +99,8 @@ def _one_line(error: ValidationError, kind: type[BaseModel]) -> str:
     errors = sorted(error.errors(), key=lambda one: (one["loc"] != ("command",), one["type"] != "extra_forbidden"))
     first, more = errors[0], f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
     place = ".".join(str(part) for part in first["loc"])
+    if place == "command":
+        return f"it is one of `lil {first['input']}`"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         return f"unknown field '{place}'; allowed: {', '.join(_allowed_fields(first['loc'], kind))}{more}"

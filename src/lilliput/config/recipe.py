@@ -1,6 +1,6 @@
 """A recipe of `lil run`: data, model, and stages in a legal order."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -90,7 +90,10 @@ class Recipe(Settings):
                 raise ValueError(f"stages: '{stage}' needs '{missing[0]}' before it; got {list(self.stages)}")
             forbidden = [before for before in STAGE_NOT_AFTER[stage] if before in done]
             if forbidden:
-                raise ValueError(f"stages: '{stage}' cannot follow '{forbidden[0]}'; got {list(self.stages)}")
+                order = ", ".join(name for name in get_args(StageName) if name in self.stages)
+                raise ValueError(
+                    f"stages: '{stage}' cannot follow '{forbidden[0]}'; got {list(self.stages)}, their order is {order}"
+                )
             done.append(stage)
         return self
 

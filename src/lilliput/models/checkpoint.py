@@ -86,8 +86,13 @@ def _load(folder: Path, make: Callable[[dict[str, Any]], M]) -> M:
         tensors = tensors_from_bytes((folder / "model.safetensors").read_bytes())
     except UserError:
         raise
+    except KeyError as error:
+        raise CheckpointError(
+            f"model in {folder}: damaged, or of another version ({error} is missing or unknown); delete that folder to "
+            "do its stage again"
+        ) from None
     # What a changed description may lead to, in torch too; errors of JSON and of settings are ValueErrors.
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
+    except (OSError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
         why = " ".join(str(error).split())[:200]
         raise CheckpointError(
             f"model in {folder}: missing or damaged ({why}); delete that folder to do its stage again"

@@ -133,6 +133,8 @@ def fit(model: nn.Module, settings: S, task: Task[S], display: Display | None = 
     total_steps = steps_per_epoch * settings.epochs
     state = TrainingState(model, optimizer, settings.ema_decay)
     load_state(state, task.checkpoint)
+    if not total_steps:
+        display = None
     if display is not None:
         display.start(settings.epochs, total_steps, state.step)
     started = time.monotonic() - state.seconds
