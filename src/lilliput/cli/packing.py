@@ -37,10 +37,10 @@ def unpack(
     """Write the model.lil that a model.lilz holds: the very bytes that were packed, which can be run where they lie."""
     from lilliput import artifact
 
-    out = _place(packed, out, MODEL_SUFFIX)
     data = artifact.read_bytes(packed)
-    content = artifact.unpack(data, str(packed))
+    content = artifact.unpack(data, str(packed))  # whose message comes first where a plain file is given
     artifact.from_bytes(content, str(packed))  # a file that is not valid is not written
+    out = _place(packed, out, MODEL_SUFFIX)
     write_atomic(out, content)
     typer.echo(f"{out}: {len(content):,} bytes, from the {len(data):,} of {packed}")
 
