@@ -233,9 +233,7 @@ def test_ledger_notices_a_zero_that_came_back() -> None:
     with torch.no_grad():
         base_of(model.head, "weight").fill_(1.0)
         mask.mask.fill_(1.0)
-    with pytest.raises(
-        FailureError, match=r"after 'quantize' the guarantee of 'prune' is broken: at least [\d,]+ of"
-    ):
+    with pytest.raises(FailureError, match=r"after 'quantize' the guarantee of 'prune' is broken: at least [\d,]+ of"):
         assert_ledger(claims, model, "quantize")
 
 

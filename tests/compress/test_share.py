@@ -217,9 +217,7 @@ def test_a_model_or_file_that_shares_no_longer_is_refused() -> None:
     claims = Sharing(ShareSettings(num_blocks=2)).claims(shared(model_of(4), 2))
     for broken in (model_of(4), shared(model_of(3), 2), shared(model_of(4), 1)):
         for subject in (broken, lowered(quantized(copy.deepcopy(broken)))):
-            with pytest.raises(
-                FailureError, match=r"^after 'prune' the guarantee of 'share' is broken: distinct"
-            ):
+            with pytest.raises(FailureError, match=r"^after 'prune' the guarantee of 'share' is broken: distinct"):
                 assert_ledger(claims, subject, "prune")
 
 

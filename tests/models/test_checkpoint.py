@@ -102,9 +102,7 @@ def test_bad_names_of_fixed_inputs_are_one_line(tmp_path: Path, names: object) -
     if names is not None:
         description["fixed_inputs"] = names
     (tmp_path / "model.json").write_text(json.dumps(description))
-    with pytest.raises(
-        CheckpointError, match=r"damaged(, or of another version)? \(.*\); delete that"
-    ) as caught:
+    with pytest.raises(CheckpointError, match=r"damaged(, or of another version)? \(.*\); delete that") as caught:
         load_model(tmp_path)
     assert "\n" not in str(caught.value)
 
