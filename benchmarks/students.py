@@ -80,7 +80,7 @@ def summarize(name: str, seeds: list[dict[str, Any]]) -> dict[str, Any]:
         "accuracies": files,
         "accuracy": statistics.fmean(files),
         "spread": max(files) - min(files),
-        "above_alone": None if name == "teacher" else gains,
+        "above_alone": None if name in ("teacher", "alone") else gains,
         "fp32": statistics.fmean(one["fp32"] for one in each),
         "file_bytes": statistics.fmean(one["file_bytes"] for one in each),
     }

@@ -21,6 +21,10 @@ LINES = {
 }
 
 
+def _apply(function: type[torch.autograd.Function], *inputs: Any) -> Any:
+    return function.apply(*inputs)
+
+
 class _Round(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -33,7 +37,7 @@ class _Round(torch.autograd.Function):
 
 def round_ste(x: Tensor) -> Tensor:
     """Half-to-even rounding whose gradient is 1."""
-    return cast(Tensor, _Round.apply(x))  # type: ignore[no-untyped-call]  # torch's apply has no types
+    return cast(Tensor, _apply(_Round, x))
 
 
 def round_bf16(x: Tensor) -> Tensor:
@@ -63,7 +67,7 @@ class _QuantizeRows(torch.autograd.Function):
 
 def quantize_rows(x: Tensor, limit: float = LEVELS) -> tuple[Tensor, Tensor]:
     """Levels (as floats) of each row, up to `limit`, and its scale: `x ~ levels * scale`; [..., K] and [..., 1]."""
-    levels, scale = _QuantizeRows.apply(x, limit)  # type: ignore[no-untyped-call]
+    levels, scale = _apply(_QuantizeRows, x, limit)
     return levels, scale
 
 
@@ -83,7 +87,7 @@ class _QuantizeChannels(torch.autograd.Function):
 
 def quantize_channels(x: Tensor, multiplier: Tensor, limit: float) -> Tensor:
     """Levels (as floats) of [..., K] with a constant multiplier a channel, [K]; the gradient of what is cut is 0."""
-    return cast(Tensor, _QuantizeChannels.apply(x, multiplier, limit))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _apply(_QuantizeChannels, x, multiplier, limit))
 
 
 class _LevelProduct(torch.autograd.Function):
@@ -117,7 +121,7 @@ class _LevelProduct(torch.autograd.Function):
 def level_product(levels: Tensor, weight: Tensor, scale: Tensor, row_scale: Tensor | float, bias: Tensor) -> Tensor:
     """`(levels @ weight.T) * scale * row_scale + bias` of levels [..., K] and [N, K], constant scales [N] and [..., 1]
     (or one for all) and a bias [N]."""
-    product = _LevelProduct.apply(levels, weight, scale, row_scale, bias)  # type: ignore[no-untyped-call]
+    product = _apply(_LevelProduct, levels, weight, scale, row_scale, bias)
     return cast(Tensor, product)
 
 
@@ -141,7 +145,7 @@ def coarse_activation(name: Activation, x: Tensor) -> Tensor:
     """The activations of the program's `linear_levels`: lines instead of a smooth gelu, whose gradient they have."""
     if name not in LINES:
         return F.relu(x)
-    return cast(Tensor, _CoarseActivation.apply(x, name))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _apply(_CoarseActivation, x, name))
 
 
 class _TableWeights(torch.autograd.Function):
@@ -165,4 +169,4 @@ class _TableWeights(torch.autograd.Function):
 def table_weights(scores: Tensor) -> Tensor:
     """The program's weights of attention, whole numbers from a table, of scores [..., T] in its steps; the gradient is
     that of `table[0] * 2^((score - largest) / steps)` where the largest is constant."""
-    return cast(Tensor, _TableWeights.apply(scores))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _apply(_TableWeights, scores))
